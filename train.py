@@ -1,0 +1,279 @@
+"""Train the predictor on a captions CSV and a folder of images.
+
+    python train.py                                                       the archive that comes with it, minutes on a CPU
+    python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the best known recipe
+
+The frozen towers run once an image and once a caption (models/features.py); after that an epoch is tensor slices.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+# What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
+RECIPES = {
+    "classic": dict(loss="cosine", epochs=10, batch_size=16, lr=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01,
+                    hidden=1024, gated=False, dropout=0.0, noise=0.0, standardise=False),
+    "retrieval": dict(loss="info_nce", epochs=30, batch_size=1024, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.1,
+                      hidden=2048, gated=False, dropout=0.5, noise=0.5, standardise=True),
+}  # fmt: skip
+FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "recipe", "images", "csv"}
+
+
+def parse(argv):
+    """(every flag's value, the names of those that were typed)"""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = argparse.BooleanOptionalAction
+    d = p.add_argument_group("data")
+    d.add_argument("--csv", default="unique_caption.csv", help="captions file, columns image_name,comment (default %(default)s)")
+    d.add_argument("--images", default="my_image_archive", help="folder the image names are in (default %(default)s)")
+    d.add_argument("--image-column", default="image_name", help="name of the column of image names (default %(default)s)")
+    d.add_argument("--caption-column", default="comment", help="name of the column of captions (default %(default)s)")
+    d.add_argument("--skip-bad", action=flag, default=False, help="leave out images and lines that can't be used instead of stopping")
+    d.add_argument("--val-fraction", type=float, default=0.1, help="share of the images held out, 0 to under 1 (default %(default)s)")
+    d.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
+    m = p.add_argument_group("model")
+    m.add_argument("--vision", default="auto", help="image tower: auto, clip-vit-b-16, efficientnet-lite0, efficientnet-lite2, "
+                   "open_clip:MODEL/PRETRAINED, or two joined by + (default %(default)s: CLIP if it can be had)")  # fmt: skip
+    m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a local folder (default %(default)s)")
+    m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
+    m.add_argument("--gated", action=flag, help="multiply the hidden layer by a second linear map (GEGLU)")
+    m.add_argument("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
+    m.add_argument("--standardise", action=flag, help="bring every input feature to mean 0, deviation 1 first")
+    t = p.add_argument_group("training (defaults: what --recipe sets)")
+    t.add_argument("--recipe", choices=RECIPES, default="classic", help="classic: as documented; retrieval: what measured best")
+    t.add_argument("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
+    t.add_argument("--epochs", type=int, help="passes over the captions")
+    t.add_argument("--batch-size", type=int, help="captions a step")
+    t.add_argument("--lr", type=float, help="AdamW learning rate")
+    t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
+    t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
+    t.add_argument("--warmup", type=float, help="share of all steps over which the learning rate rises from 0")
+    t.add_argument("--noise", type=float, help="standard deviation of Gaussian noise added to the inputs in training, in feature deviations")
+    t.add_argument("--seed", type=int, default=0, help="of the split, the first weights, the order and the noise (default %(default)s)")
+    r = p.add_argument_group("run")
+    r.add_argument("--run", default="runs/default", help="folder for checkpoints, log and curves (default %(default)s)")
+    r.add_argument("--resume", action=flag, default=False, help="go on from RUN/last.pt with the recipe it holds")
+    r.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
+    r.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: the cores, %(default)s)")
+    r.add_argument("--encode-batch", type=int, default=32, help="images a tower sees at once (default %(default)s)")
+    r.add_argument("--quiet", action=flag, default=False, help="no progress bars")
+    defaults = vars(p.parse_args([]))
+    typed = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
+    typed = {name: value for name, value in typed.items() if value is not None}
+    return defaults | RECIPES[typed.get("recipe", defaults["recipe"])] | typed, set(typed)
+
+
+def learning_rate(args, step, steps):
+    """At step 0..steps-1: a linear rise over the first `warmup` share, then constant or half a cosine down to 0."""
+    rise = max(1, int(args.warmup * steps))
+    if step < rise:
+        return args.lr * (step + 1) / rise if args.warmup else args.lr
+    return args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))) if args.schedule == "cosine" else args.lr
+
+
+def table_line(first, losses, m, rest=""):
+    """One line of the table on screen; recalls in percent."""
+    both = " | ".join("".join(f"{100 * m[f'{way}_recall@{k}']:6.1f}" for k in (1, 5, 10)) + f"{m[f'{way}_median_rank']:8g}"
+                      for way in ("text_retrieval", "image_retrieval")) if m else ""  # fmt: skip
+    return f"{first:>7} {losses:>17} | {both} | {rest}"
+
+
+def draw_curves(history, chance, path):
+    """A PNG: losses left, held-out R@1 both ways beside chance right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    epochs = [h["epoch"] for h in history]
+    left.plot(epochs, [h["train_loss"] for h in history], "o-", label="training captions")
+    if "val_loss" in history[-1]:
+        left.plot(epochs, [h["val_loss"] for h in history], "o-", label="held-out captions")
+        for way, label in (("text_retrieval_recall@1", "image to text"), ("image_retrieval_recall@1", "text to image")):
+            right.plot(epochs, [100 * h[way] for h in history], "o-", label=label)
+            right.axhline(100 * chance[way], linestyle=":", color="grey", label="chance" if "image" in way[:5] else None)
+        right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))
+        right.legend()
+    left.set(xlabel="epoch", ylabel="loss")
+    left.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def train(args, typed):
+    import torch
+
+    from models import checkpoint, losses, metrics
+    from models.dataset import VisionTextDataset, split_by_image
+    from models.features import encode_archive
+    from models.predictor import Predictor
+    from models.text import TextEncoder
+    from models.vision import VisionEncoder, choose
+
+    run = Path(args.run)
+    state = checkpoint.load(run / "last.pt") if args.resume and (run / "last.pt").exists() else None
+    if args.resume and state is None:
+        print(f"--resume: {run / 'last.pt'} is not there, so this starts at epoch 1")
+    if state:
+        changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != state["recipe"][n]]
+        if changed:
+            told = ", ".join(f"--{n.replace('_', '-')} {state['recipe'][n]}" for n in changed)
+            raise ValueError(f"{run / 'last.pt'} was trained with {told}; resume without changing that, or start another --run")
+        args = argparse.Namespace(**vars(args) | {n: v for n, v in state["recipe"].items() if n not in typed and n not in ("resume", "run")})
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+    # data: rows -> features, once
+    name, why = choose(args.vision)
+    print(f"image tower {name}: {why}" if args.vision == "auto" else f"image tower {name}")
+    args.vision = name
+    vision, text = VisionEncoder(device, name), TextEncoder(device, args.text)
+    dataset = VisionTextDataset(args.csv, vision.preprocess, args.images, args.image_column, args.caption_column, args.skip_bad)
+    features = encode_archive(dataset, vision, text, args.cache, args.encode_batch, args.workers, args.quiet)
+    _, val_names = split_by_image(dataset.image_names, args.val_fraction, args.seed)
+    is_val = torch.tensor([image in val_names for image in dataset.image_names])
+    train_set, val_set = features.of(~is_val), features.of(is_val)
+    has_val = len(val_set.image) > 1
+    if not len(train_set.image):
+        raise ValueError(f"{args.csv}: all {len(is_val)} images are held out; lower --val-fraction")
+    rows = [dataset.captions[i] for i in torch.where(~is_val[features.image_of])[0].tolist()]
+    row_names = [dataset.image_names[i] for i in features.image_of[~is_val[features.image_of]].tolist()]
+    data = hashlib.sha256("\n".join(f"{n}\t{c}" for n, c in zip(row_names, rows)).encode()).hexdigest()
+    print(f"{args.csv}: {len(train_set.image)} images with {len(train_set.text)} captions to train on, "
+          f"{len(val_set.image)} with {len(val_set.text)} held out; {device}, seed {args.seed}")  # fmt: skip
+    image, target, image_of = (tensor.to(device) for tensor in train_set)
+
+    # model
+    torch.manual_seed(args.seed)
+    predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.gated).to(device)
+    if args.standardise:
+        predictor.standardise(image)
+    start = losses.LOSSES[args.loss] or (1.0, 0.0)
+    log_scale, bias = (torch.tensor(v, device=device, requires_grad=True) for v in (math.log(start[0]), start[1]))
+    matrices = [p for p in predictor.parameters() if p.ndim > 1]
+    others = [p for p in predictor.parameters() if p.ndim <= 1] + ([log_scale, bias] if losses.LOSSES[args.loss] else [])
+    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
+    optimiser = torch.optim.AdamW(groups, lr=args.lr, fused=device != "mps")
+    history, best, first_epoch, first_step, loss_sum = [], None, 1, 0, 0.0
+    towers = {kind: dict(name=tower.name, sha256=tower.sha256) for kind, tower in (("vision", vision), ("text", text))}
+    if state:
+        for what, old, new in (("captions", state["data"], data), ("image tower", state["towers"]["vision"], towers["vision"]),
+                               ("text tower", state["towers"]["text"], towers["text"])):  # fmt: skip
+            if old != new:
+                raise ValueError(f"{run / 'last.pt'}: the {what} changed since it was saved; start another --run")
+        predictor.load_state_dict(state["predictor"])
+        optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            log_scale.fill_(state["log_scale"]), bias.fill_(state["bias"])
+        history, best, first_epoch, first_step, loss_sum = state["history"], state["best"], state["epoch"] + 1, state["step"], state["loss_sum"]
+    elif run.exists() and any(run.iterdir()):
+        shutil.rmtree(f"{run}.previous", ignore_errors=True)
+        os.replace(run, f"{run}.previous")
+        print(f"{run} held an earlier run: moved to {run}.previous (--resume would have gone on with it)")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "log.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
+
+    def save(path, epoch, step=0, loss_sum=0.0):
+        """State after `step` steps of the epoch that follows `epoch` whole ones."""
+        checkpoint.save(dict(predictor=predictor.state_dict(), config=predictor.config, towers=towers, recipe=vars(args), data=data,
+                             train_images=len(train_set.image), train_captions=len(target), trained_on=sorted(set(row_names)),
+                             optimiser=optimiser.state_dict(), log_scale=log_scale.item(), bias=bias.item(), epoch=epoch, step=step,
+                             loss_sum=loss_sum, rng=torch.get_rng_state(), history=history, best=best), path)  # fmt: skip
+
+    # loop
+    chance = metrics.chance(val_set.image_of, len(val_set.image)) if has_val else None
+    print(f"{'epoch':>7} {'train    held-out':>17} | image to text R@1/5/10, median | text to image R@1/5/10, median |       lr  seconds")
+    print(table_line("chance", "", chance))
+    loss_of = getattr(losses, args.loss)
+    steps = -(-len(target) // args.batch_size)
+    stop = []
+    handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for epoch in range(first_epoch, args.epochs + 1):
+            began = time.perf_counter()
+            torch.manual_seed(args.seed * 1_000_003 + epoch)  # all that is random in an epoch follows from the seed and its number
+            order = torch.randperm(len(target)).to(device)
+            if first_step:
+                torch.set_rng_state(state["rng"])
+            predictor.train()
+            for step in range(first_step, steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
+                batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+                x = image[image_of[batch]]  # (B, Dv)
+                if args.noise:
+                    x = x + args.noise * predictor.std * torch.randn_like(x)
+                loss = loss_of(predictor(x), target[batch], image_of[batch], log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
+                value = loss.item()
+                if not math.isfinite(value):
+                    files = ", ".join(sorted({row_names[i] for i in batch.tolist()}))
+                    raise ValueError(f"loss is {value} at epoch {epoch}, step {step + 1}; {run} keeps the last good checkpoint. "
+                                     f"Lower --lr, or look at this batch's files: {files}")  # fmt: skip
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                loss_sum += value * len(batch)
+                if stop:
+                    save(run / "last.pt", epoch - 1, step + 1, loss_sum)
+                    print(f"stopped in epoch {epoch} after step {step + 1} of {steps}; saved, go on with: python train.py --resume --run {run}")
+                    return 130 if stop[0] == signal.SIGINT else 0
+
+            entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
+            first_step, loss_sum = 0, 0.0
+            predictor.eval()
+            m = None
+            if has_val:
+                with torch.no_grad():
+                    predicted = predictor(val_set.image.to(device)).cpu()
+                    mixed = torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size)
+                    parts = [loss_of(predicted[val_set.image_of[b]], val_set.text[b], val_set.image_of[b], log_scale.exp().cpu(), bias.cpu()) * len(b) for b in mixed]
+                m = metrics.retrieval(predicted, val_set.text, val_set.image_of)
+                entry |= dict(val_loss=sum(parts).item() / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
+            entry["seconds"] = round(time.perf_counter() - began, 3)
+            history.append(entry)
+            score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
+            if best is None or score > best["score"]:
+                best = dict(epoch=epoch, score=score)
+                save(run / "best.pt", epoch)
+            save(run / "last.pt", epoch)
+            with open(run / "log.jsonl", "a") as log:
+                log.write(json.dumps(entry) + "\n")
+            both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
+            print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
+            if m and (entry["effective_rank"] < 4 or entry["matched"] - entry["mismatched"] < 0.01):
+                print(f"        collapse alarm: effective rank {entry['effective_rank']:.1f}, cosine of matched pairs {entry['matched']:.3f}, "
+                      f"of mismatched {entry['mismatched']:.3f}: predictions are nearly alike for all images; raise --lr or take --loss info_nce")  # fmt: skip
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if history:
+        draw_curves(history, chance, run / "curves.png")
+        kept = f"best.pt is epoch {best['epoch']}" + ("" if has_val else ", the last: no image was held out to choose by")
+        print(f"{run}: {kept}; log.jsonl and curves.png beside it. Ask it something: python eval.py --run {run}")
+    return 0
+
+
+def main(argv=None):
+    args, typed = parse(argv)
+    try:
+        return train(argparse.Namespace(**args), typed)
+    except (OSError, ValueError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted before training began; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
