@@ -118,16 +118,21 @@ def retrieval(args, model):
         bank = VisionTextDataset(recipe["csv"], model.vision.preprocess, recipe["images"], recipe["image_column"],
                                  recipe["caption_column"], recipe["skip_bad"], only=trained_on)  # fmt: skip
         bank = features_of(args, model, bank)
-        rows["this model, hub-corrected"] = metrics.retrieval(predicted, text, image_of, image_bank=model.predict(bank.image), text_bank=bank.text)
+        banks = dict(image_bank=model.predict(bank.image), text_bank=bank.text)
+        rows["this model, hub-corrected"] = metrics.retrieval(predicted, text, image_of, **banks)
 
-    ways = ("text_retrieval", "image_retrieval")
+    def line(name, m):
+        ways = ("".join(f"{100 * m[f'{way}_recall@{k}']:7.1f}" for k in metrics.KS) + f"{m.get(f'{way}_median_rank', ''):>9}"
+                for way in ("text_retrieval", "image_retrieval"))  # fmt: skip
+        print(f"{name:30} | {' | '.join(ways)}")
+
     print(f"{args.csv}: {len(predicted)} images, {len(text)} captions; {model.vision.name}, {args.run}")
     print(f"{'':30} | image to text R@1/5/10, median | text to image R@1/5/10, median")
     for name, m in rows.items():
-        print(f"{name:30} | " + " | ".join("".join(f"{100 * m[f'{w}_recall@{k}']:7.1f}" for k in metrics.KS) + f"{m[f'{w}_median_rank']:9g}" for w in ways))
+        line(name, m)
         if name == "this model":
-            for end, side in enumerate(("lower", "upper")):
-                print(f"{'  95 % interval, ' + side:30} | " + " | ".join("".join(f"{100 * interval[f'{w}_recall@{k}'][end]:7.1f}" for k in metrics.KS) + " " * 9 for w in ways))
+            line("  95 % interval, lower", {key: low for key, (low, high) in interval.items()})
+            line("  95 % interval, upper", {key: high for key, (low, high) in interval.items()})
     return dict(dataset=Path(args.csv).stem, model=model.vision.name, pretrained=str(args.run), task="zeroshot_retrieval", language="en",
                 metrics=rows["this model"], interval_95=interval, rows=rows, images=len(predicted), captions=len(text))  # fmt: skip
 
@@ -136,7 +141,7 @@ def classification(args, model):
     """Zero-shot accuracy over a folder of class folders."""
     import torch
 
-    from models import metrics
+    from models import metrics, plots
     from models.dataset import Row, VisionTextDataset
     from models.zeroshot import PLAIN, TEMPLATES, class_embeddings, classify
 
@@ -156,29 +161,12 @@ def classification(args, model):
     scores = classify(predicted, class_embeddings(model.encode_text, [names[f] for f in folders], templates))  # (N, C)
     m, confusion = metrics.classification(scores, truth)
     path = Path(args.run if Path(args.run).is_dir() else ".", "confusion.png")
-    draw_confusion(confusion, [names[f] for f in folders], path)
+    plots.confusion(confusion, [names[f] for f in folders], path)
     print(f"{root}: {len(truth)} images, {len(folders)} classes, {len(templates)} templates; confusion matrix in {path}")
     for key, value in m.items():
         print(f"{key:22} {100 * value:6.1f} %   (chance {100 * min(5 if key == 'acc5' else 1, len(folders)) / len(folders):.1f} %)")
-    return dict(dataset=root.name, model=model.vision.name, pretrained=str(args.run), task="zeroshot_classification", language="en", metrics=m)
-
-
-def draw_confusion(confusion, names, path):
-    """A PNG of (C, C) counts, row the true class, column the predicted, as shares of the row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    side = min(3 + 0.25 * len(names), 30)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    shown = axis.imshow(confusion / confusion.sum(1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="Blues")
-    axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
-    axis.set_xticklabels(names, rotation=90)
-    axis.set_yticklabels(names)
-    figure.colorbar(shown, label="share of the true class")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return dict(dataset=root.name, model=model.vision.name, pretrained=str(args.run), task="zeroshot_classification", language="en",
+                metrics=m)  # fmt: skip
 
 
 def main(argv=None):

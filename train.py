@@ -42,7 +42,7 @@ def parse(argv):
     m = p.add_argument_group("model")
     m.add_argument("--vision", default="auto", help="image tower: auto, clip-vit-b-16, efficientnet-lite0, efficientnet-lite2, "
                    "open_clip:MODEL/PRETRAINED, or two joined by + (default %(default)s: CLIP if it can be had)")  # fmt: skip
-    m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a local folder (default %(default)s)")
+    m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder (default %(default)s)")
     m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
     m.add_argument("--gated", action=flag, help="multiply the hidden layer by a second linear map (GEGLU)")
     m.add_argument("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
@@ -56,7 +56,7 @@ def parse(argv):
     t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
     t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
     t.add_argument("--warmup", type=float, help="share of all steps over which the learning rate rises from 0")
-    t.add_argument("--noise", type=float, help="standard deviation of Gaussian noise added to the inputs in training, in feature deviations")
+    t.add_argument("--noise", type=float, help="Gaussian noise added to the inputs in training, in standard deviations of each")
     t.add_argument("--seed", type=int, default=0, help="of the split, the first weights, the order and the noise (default %(default)s)")
     r = p.add_argument_group("run")
     r.add_argument("--run", default="runs/default", help="folder for checkpoints, log and curves (default %(default)s)")
@@ -86,33 +86,10 @@ def table_line(first, losses, m, rest=""):
     return f"{first:>7} {losses:>17} | {both} | {rest}"
 
 
-def draw_curves(history, chance, path):
-    """A PNG: losses left, held-out R@1 both ways beside chance right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    epochs = [h["epoch"] for h in history]
-    left.plot(epochs, [h["train_loss"] for h in history], "o-", label="training captions")
-    if "val_loss" in history[-1]:
-        left.plot(epochs, [h["val_loss"] for h in history], "o-", label="held-out captions")
-        for way, label in (("text_retrieval_recall@1", "image to text"), ("image_retrieval_recall@1", "text to image")):
-            right.plot(epochs, [100 * h[way] for h in history], "o-", label=label)
-            right.axhline(100 * chance[way], linestyle=":", color="grey", label="chance" if "image" in way[:5] else None)
-        right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))
-        right.legend()
-    left.set(xlabel="epoch", ylabel="loss")
-    left.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
 def train(args, typed):
     import torch
 
-    from models import checkpoint, losses, metrics
+    from models import checkpoint, losses, metrics, plots
     from models.dataset import VisionTextDataset, split_by_image
     from models.features import encode_archive
     from models.predictor import Predictor
@@ -128,7 +105,8 @@ def train(args, typed):
         if changed:
             told = ", ".join(f"--{n.replace('_', '-')} {state['recipe'][n]}" for n in changed)
             raise ValueError(f"{run / 'last.pt'} was trained with {told}; resume without changing that, or start another --run")
-        args = argparse.Namespace(**vars(args) | {n: v for n, v in state["recipe"].items() if n not in typed and n not in ("resume", "run")})
+        kept = {n: v for n, v in state["recipe"].items() if n not in typed | {"resume", "run"}}
+        args = argparse.Namespace(**vars(args) | kept)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -175,7 +153,8 @@ def train(args, typed):
         optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
             log_scale.fill_(state["log_scale"]), bias.fill_(state["bias"])
-        history, best, first_epoch, first_step, loss_sum = state["history"], state["best"], state["epoch"] + 1, state["step"], state["loss_sum"]
+        history, best, first_epoch = state["history"], state["best"], state["epoch"] + 1
+        first_step, loss_sum = state["step"], state["loss_sum"]
     elif run.exists() and any(run.iterdir()):
         shutil.rmtree(f"{run}.previous", ignore_errors=True)
         os.replace(run, f"{run}.previous")
@@ -210,10 +189,11 @@ def train(args, typed):
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
                 batch = order[step * args.batch_size : (step + 1) * args.batch_size]
-                x = image[image_of[batch]]  # (B, Dv)
+                images, which = image_of[batch].unique(return_inverse=True)  # an image with several captions here is predicted once
+                x = image[images]
                 if args.noise:
                     x = x + args.noise * predictor.std * torch.randn_like(x)
-                loss = loss_of(predictor(x), target[batch], image_of[batch], log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
+                loss = loss_of(predictor(x), target[batch], which, log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
                 value = loss.item()
                 if not math.isfinite(value):
                     files = ", ".join(sorted({row_names[i] for i in batch.tolist()}))
@@ -225,7 +205,7 @@ def train(args, typed):
                 loss_sum += value * len(batch)
                 if stop:
                     save(run / "last.pt", epoch - 1, step + 1, loss_sum)
-                    print(f"stopped in epoch {epoch} after step {step + 1} of {steps}; saved, go on with: python train.py --resume --run {run}")
+                    print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved; to go on: python train.py --resume --run {run}")
                     return 130 if stop[0] == signal.SIGINT else 0
 
             entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
@@ -236,9 +216,12 @@ def train(args, typed):
                 with torch.no_grad():
                     predicted = predictor(val_set.image.to(device)).cpu()
                     mixed = torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size)
-                    parts = [loss_of(predicted[val_set.image_of[b]], val_set.text[b], val_set.image_of[b], log_scale.exp().cpu(), bias.cpu()) * len(b) for b in mixed]
+                    val_loss = 0.0
+                    for b in mixed:
+                        images, which = val_set.image_of[b].unique(return_inverse=True)
+                        val_loss += loss_of(predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()).item() * len(b)
                 m = metrics.retrieval(predicted, val_set.text, val_set.image_of)
-                entry |= dict(val_loss=sum(parts).item() / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
+                entry |= dict(val_loss=val_loss / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
             entry["seconds"] = round(time.perf_counter() - began, 3)
             history.append(entry)
             score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
@@ -250,14 +233,13 @@ def train(args, typed):
                 log.write(json.dumps(entry) + "\n")
             both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
             print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
-            if m and (entry["effective_rank"] < 4 or entry["matched"] - entry["mismatched"] < 0.01):
-                print(f"        collapse alarm: effective rank {entry['effective_rank']:.1f}, cosine of matched pairs {entry['matched']:.3f}, "
-                      f"of mismatched {entry['mismatched']:.3f}: predictions are nearly alike for all images; raise --lr or take --loss info_nce")  # fmt: skip
+            if m and (alarm := metrics.collapse_alarm(entry)):
+                print(alarm)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if history:
-        draw_curves(history, chance, run / "curves.png")
+        plots.curves(history, chance, run / "curves.png")
         kept = f"best.pt is epoch {best['epoch']}" + ("" if has_val else ", the last: no image was held out to choose by")
         print(f"{run}: {kept}; log.jsonl and curves.png beside it. Ask it something: python eval.py --run {run}")
     return 0
@@ -271,7 +253,7 @@ def main(argv=None):
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted before training began; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
+        print("\ntrain.py: interrupted; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
         return 130
 
 

@@ -156,8 +156,9 @@ class VisionTextDataset:
     """One sample a caption: (pixels (3, H, W) float32 as `vision_preprocess` makes them, caption str).
 
     `image_names` (N) are the distinct images in order of first appearance, `captions` (M), `image_of` (M) the
-    index into `image_names` each caption describes. `only` (a set of names) takes those images alone; `rows` stands for the file. Names that are missing or lead out of `image_dir` raise one
-    ValueError that lists all of them with their CSV lines; `skip_bad` leaves them out and prints how many.
+    index into `image_names` each caption describes. `only` (a set of names) takes those images alone; `rows` stands for
+    what the file would hold. Names that are missing or lead out of `image_dir` raise one ValueError that lists all of them
+    with their CSV lines; `skip_bad` leaves them out and prints which.
     """
 
     def __init__(self, csv_path, vision_preprocess, image_dir="my_image_archive", image_column="image_name",

@@ -71,7 +71,8 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
                 yield captions[i : i + 512], text.encode([dataset.captions[c] for c in captions[i : i + 512]])
 
         keys = [_key(text, caption.encode()) for caption in dataset.captions]
-        return Features(image, F.normalize(store.rows(keys, text_rows, f"captions, {text.name}", quiet), dim=-1), torch.tensor(dataset.image_of))
+        rows = F.normalize(store.rows(keys, text_rows, f"captions, {text.name}", quiet), dim=-1)
+        return Features(image, rows, torch.tensor(dataset.image_of))
 
 
 def _key(tower, content):

@@ -1,42 +1,45 @@
-"""How wrong a batch of predictions is. Pure functions: predicted (B, D) and text (B, D) are unit rows, row i a pair;
-image_of (B,) int64 says which image row i is about, so that two captions of one image are never each other's negatives.
+"""How wrong a batch of predictions is. Pure functions of the triple that metrics.py takes too:
+
+    predicted (N, D)   one unit row an image of the batch        text (M, D)   one unit row a caption
+    image_of  (M,)     the image, a row of `predicted`, each caption describes
 
     cosine(predicted, text, image_of)                    1 - cosine similarity, the documented default
     info_nce(predicted, text, image_of, scale)           the VL-JEPA paper's (section 3.1), both directions
     sigmoid(predicted, text, image_of, scale, bias)      SigLIP's (Zhai et al. 2023, equation 1)
 
-Each returns a scalar, the mean over the batch. `scale` is 1 / temperature.
+Each returns a scalar. `scale` is 1 / temperature. Two captions of one image are never each other's negatives.
 """
 
+import torch
 import torch.nn.functional as F
 
-# name -> (function's start values for its learned scalars: scale, bias). cosine has none.
+# name -> (scale, bias) that its learned scalars start from; cosine has none.
 LOSSES = {"cosine": None, "info_nce": (14.3, 0.0), "sigmoid": (10.0, -10.0)}
 MAX_SCALE = 100.0  # CLIP (Radford et al. 2021, section 2.5) clamps the temperature at 0.01
 
 
-def cosine(predicted, text, image_of=None, scale=None, bias=None):
-    """1 - cosine similarity. It has no negatives: nothing stops predictions from crowding together."""
-    return 1 - F.cosine_similarity(predicted, text, dim=-1).mean()
+def cosine(predicted, text, image_of, scale=None, bias=None):
+    """Mean over captions of 1 - cosine similarity. It has no negatives: nothing keeps predictions apart."""
+    return 1 - F.cosine_similarity(predicted[image_of], text, dim=-1).mean()
 
 
 def info_nce(predicted, text, image_of, scale, bias=None):
-    """Mean of image-to-text and text-to-image InfoNCE. Every row of the same image is a positive, each against the rows
-    of other images alone: -log(e^s+ / (e^s+ + sum e^s-)), averaged over a row's positives. With one caption an image this
-    is CLIP's loss."""
-    logits = scale * predicted @ text.T  # (B, B)
-    same = image_of[:, None] == image_of[None]  # (B, B)
-
-    def one_way(logits):
-        negatives = logits.masked_fill(same, -1e9).logsumexp(dim=1, keepdim=True)  # (B, 1); finite, so its gradient is too
-        each = F.softplus(negatives - logits) * same
-        return (each.sum(1) / same.sum(1)).mean()
-
-    return (one_way(logits) + one_way(logits.T)) / 2
+    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image among N. An image's right captions
+    are each set against the captions of other images alone, -log(e^s+ / (e^s+ + sum e^s-)), and averaged. With one caption
+    an image this is CLIP's loss."""
+    logits = scale * predicted @ text.T  # (N, M)
+    caption = torch.arange(len(text), device=text.device)
+    true = logits[image_of, caption]  # (M,)
+    others = logits.index_put((image_of, caption), torch.tensor(-1e9, device=logits.device, dtype=logits.dtype))
+    image_to_text = F.softplus(others.logsumexp(1)[image_of] - true)  # (M,): each caption as its image's only right one
+    share = 1 / image_of.bincount(minlength=len(predicted)).clamp_min(1)[image_of]
+    text_to_image = logits.logsumexp(0) - true  # (M,)
+    return ((image_to_text * share).sum() / len(predicted) + text_to_image.mean()) / 2
 
 
 def sigmoid(predicted, text, image_of, scale, bias):
-    """Every (image, caption) pair of the batch is its own yes-or-no question; summed over pairs, divided by B."""
-    logits = scale * predicted @ text.T + bias  # (B, B)
-    same = image_of[:, None] == image_of[None]
-    return -F.logsigmoid(logits * (2.0 * same - 1)).sum() / len(logits)
+    """Every (image, caption) pair of the batch is its own yes-or-no question; summed over pairs, divided by M."""
+    logits = scale * predicted @ text.T + bias  # (N, M)
+    caption = torch.arange(len(text), device=text.device)
+    true = logits[image_of, caption]
+    return (F.softplus(logits).sum() - true.sum()) / len(text)  # -log sigmoid(x) = softplus(x) - x for the true pairs

@@ -80,7 +80,8 @@ def bootstrap(to_image, to_text, image_of, draws=1000, seed=0):
     with it, since they are not independent. The candidates stay the whole set."""
     n = len(to_text)
     per_image = {f"text_retrieval_recall@{k}": (to_text < k).double() for k in KS}
-    per_image |= {f"image_retrieval_recall@{k}": torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double()) for k in KS}
+    for k in KS:
+        per_image[f"image_retrieval_recall@{k}"] = torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double())
     count = image_of.bincount(minlength=n).double()
     draw = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
     found = {}
@@ -96,14 +97,14 @@ def classification(scores, truth):
     A tie counts against the true class here too; the predicted class of the confusion matrix is then the tied wrong one."""
     if not torch.isfinite(scores).all():
         raise ValueError("scores hold non-finite numbers; an accuracy made of them would mean nothing")
-    n, c = scores.shape
+    c = scores.shape[1]
     true = scores.gather(1, truth[:, None])
     rank = (scores >= true).sum(1) - 1
     wrong = scores.scatter(1, truth[:, None], -torch.inf).argmax(1)
-    confusion = torch.zeros(c, c, dtype=torch.long).index_put_((truth, torch.where(rank == 0, truth, wrong)), torch.ones(n, dtype=torch.long), accumulate=True)
-    present = confusion.sum(1) > 0
-    recall = confusion.diagonal()[present] / confusion.sum(1)[present]
-    return dict(acc1=(rank < 1).double().mean().item(), acc5=(rank < 5).double().mean().item(), mean_per_class_recall=recall.double().mean().item()), confusion
+    answer = torch.where(rank == 0, truth, wrong)
+    confusion = (truth * c + answer).bincount(minlength=c * c).view(c, c)
+    recall = (confusion.diagonal() / confusion.sum(1))[confusion.sum(1) > 0].mean().item()
+    return dict(acc1=(rank < 1).double().mean().item(), acc5=(rank < 5).double().mean().item(), mean_per_class_recall=recall), confusion
 
 
 def spread(predicted, text, image_of):
@@ -116,3 +117,12 @@ def spread(predicted, text, image_of):
     n, every_pair = len(predicted), (predicted.mean(0) @ text.mean(0)).item()
     return dict(effective_rank=torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item(), matched=matched,
                 mismatched=(every_pair * n - matched) / (n - 1) if n > 1 else float("nan"))  # fmt: skip
+
+
+def collapse_alarm(found):
+    """A sentence when what `spread` found means that predictions are nearly alike for all images, else None. The limits are
+    far from any healthy run (effective rank of 40 and more, margins of 0.2 and more) and are crossed by a constant output."""
+    if found["effective_rank"] >= 4 and found["matched"] - found["mismatched"] >= 0.01:
+        return None
+    return (f"  collapse alarm: predictions are nearly alike for all images (effective rank {found['effective_rank']:.1f}, cosine of "
+            f"matched pairs {found['matched']:.3f}, of mismatched {found['mismatched']:.3f}); take --loss info_nce or another --lr")  # fmt: skip

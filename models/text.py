@@ -47,8 +47,8 @@ def _find(name):
         socket.create_connection((host, 443), timeout=3).close()  # the hub client would retry for a minute
         return Path(snapshot_download(repo, ignore_patterns=NOT_NEEDED))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise FileNotFoundError(f"text tower {name}: no such folder, not in the Hugging Face cache, and {repo} can't be fetched from {host} "
-                                f"({error}); connect once, give a local folder, or type --text all-MiniLM-L6-v2") from None  # fmt: skip
+        raise FileNotFoundError(f"text tower {name}: no such folder, not in the Hugging Face cache, and {repo} can't be "
+                                f"fetched from {host} ({error}); connect once, give a local folder, or take all-MiniLM-L6-v2") from None  # fmt: skip
 
 
 class TextEncoder:
@@ -61,7 +61,7 @@ class TextEncoder:
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and not any(p.match(pattern) for pattern in NOT_NEEDED))
         weights = next((p for w in WEIGHTS for p in files if p.name == w), None)
         if weights is None:
-            raise FileNotFoundError(f"text tower {name}: {self.path} holds neither of {', '.join(WEIGHTS)}; is it a sentence-transformers folder?")
+            raise FileNotFoundError(f"text tower {name}: {self.path} holds no {' or '.join(WEIGHTS)}: not a model's folder")
         digests = {p.relative_to(self.path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
         self.sha256 = digests[weights.relative_to(self.path).as_posix()]
         expected = TEXT_ENCODERS.get(name, {}).get("sha256", self.sha256)

@@ -170,14 +170,14 @@ class VisionEncoder:
             self.key = "+".join(part.key for part in self.parts)
             return
         if name not in VISION_ENCODERS and not name.startswith("open_clip:"):
-            raise ValueError(f"no image tower {name!r}; known: {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, or two joined by +")
+            raise ValueError(f"no image tower {name!r}; take {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, or two joined by +")
         self.spec = VISION_ENCODERS.get(name) or _open_clip_spec(name)
         self.dim, self.size = self.spec["dim"], self.spec["size"]
         self.path = _find(name, self.spec)
         self.sha256 = _sha256(self.path)
         if self.sha256 != self.spec.get("sha256", self.sha256):
             raise ValueError(f"{self.path}: SHA-256 {self.sha256} is not that of {name} ({self.spec['sha256']}); reinstall the package")
-        self.key = "/".join(str(self.spec[k]) for k in ("size", "mean", "std", "resize")) + f"/{self.spec.get('model', 'lite')}/{self.sha256}"
+        self.key = f"{[self.spec.get(k) for k in ('model', 'size', 'mean', 'std', 'resize')]} {self.sha256}"
 
     @cached_property
     def preprocess(self):
@@ -233,7 +233,8 @@ class VisionEncoder:
             return None
         import open_clip
 
-        model = open_clip.create_model_from_pretrained(self.spec["model"], str(self.path), device=self.device, return_transform=False).eval()
+        model, _ = open_clip.create_model_from_pretrained(self.spec["model"], str(self.path), device=self.device)
+        model.eval()
         tokenizer = open_clip.get_tokenizer(self.spec["model"])
         with torch.no_grad():
             rows = [model.encode_text(tokenizer(captions[i : i + 64]).to(self.device)) for i in range(0, len(captions), 64)]
@@ -261,10 +262,12 @@ class FusedLite(nn.Module):
         super().__init__()
         blocks = []
         for block in (b for stage in network.blocks for b in stage):
-            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")] if hasattr(block, "conv_pwl") else [("conv_dw", "bn1"), ("conv_pw", "bn2")]
+            first = [("conv_dw", "bn1"), ("conv_pw", "bn2")]  # the first stage has no expansion
+            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")] if hasattr(block, "conv_pwl") else first
             blocks.append(nn.ModuleList(ConvReLU6(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs))
             blocks[-1].has_skip = block.has_skip
-        self.stem, self.blocks, self.head = ConvReLU6(network.conv_stem, network.bn1), nn.ModuleList(blocks), ConvReLU6(network.conv_head, network.bn2)
+        self.stem, self.head = ConvReLU6(network.conv_stem, network.bn1), ConvReLU6(network.conv_head, network.bn2)
+        self.blocks = nn.ModuleList(blocks)
 
     def feature_map(self, x):
         """(B, 3, H, W) -> (B, 1280, H/32, W/32), before pooling."""
