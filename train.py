@@ -20,9 +20,9 @@ from pathlib import Path
 # What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
 RECIPES = {
     "classic": dict(loss="cosine", epochs=10, batch_size=16, lr=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01,
-                    hidden=1024, gated=False, dropout=0.0, noise=0.0, standardise=False),
-    "retrieval": dict(loss="info_nce", epochs=30, batch_size=1024, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.1,
-                      hidden=2048, gated=False, dropout=0.5, noise=0.5, standardise=True),
+                    hidden=1024, dropout=0.0, input_dropout=0.0, noise=0.0, standardise=False, group_captions=False),
+    "retrieval": dict(loss="info_nce", epochs=40, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
+                      hidden=2048, dropout=0.5, input_dropout=0.6, noise=0.0, standardise=True, group_captions=True),
 }  # fmt: skip
 FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "recipe", "images", "csv"}
 
@@ -44,14 +44,15 @@ def parse(argv):
                    "open_clip:MODEL/PRETRAINED, or two joined by + (default %(default)s: CLIP if it can be had)")  # fmt: skip
     m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder (default %(default)s)")
     m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
-    m.add_argument("--gated", action=flag, help="multiply the hidden layer by a second linear map (GEGLU)")
     m.add_argument("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
+    m.add_argument("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
     m.add_argument("--standardise", action=flag, help="bring every input feature to mean 0, deviation 1 first")
     t = p.add_argument_group("training (defaults: what --recipe sets)")
     t.add_argument("--recipe", choices=RECIPES, default="classic", help="classic: as documented; retrieval: what measured best")
     t.add_argument("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
     t.add_argument("--epochs", type=int, help="passes over the captions")
     t.add_argument("--batch-size", type=int, help="captions a step")
+    t.add_argument("--group-captions", action=flag, help="keep the captions of an image in one batch, where each is a right answer")
     t.add_argument("--lr", type=float, help="AdamW learning rate")
     t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
     t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
@@ -133,7 +134,7 @@ def train(args, typed):
 
     # model
     torch.manual_seed(args.seed)
-    predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.gated).to(device)
+    predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout).to(device)
     if args.standardise:
         predictor.standardise(image)
     start = losses.LOSSES[args.loss] or (1.0, 0.0)
@@ -162,12 +163,14 @@ def train(args, typed):
     run.mkdir(parents=True, exist_ok=True)
     (run / "log.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
 
-    def save(path, epoch, step=0, loss_sum=0.0):
-        """State after `step` steps of the epoch that follows `epoch` whole ones."""
-        checkpoint.save(dict(predictor=predictor.state_dict(), config=predictor.config, towers=towers, recipe=vars(args), data=data,
-                             train_images=len(train_set.image), train_captions=len(target), trained_on=sorted(set(row_names)),
-                             optimiser=optimiser.state_dict(), log_scale=log_scale.item(), bias=bias.item(), epoch=epoch, step=step,
-                             loss_sum=loss_sum, rng=torch.get_rng_state(), history=history, best=best), path)  # fmt: skip
+    model = dict(config=predictor.config, towers=towers, recipe=vars(args), data=data, images=len(train_set.image), captions=len(target),
+                 trained_on=sorted(set(row_names)))  # fmt: skip
+
+    def save_last(epoch, step=0):
+        """Everything --resume needs, after `step` steps of the epoch that follows `epoch` whole ones."""
+        checkpoint.save(model | dict(predictor=predictor.state_dict(), optimiser=optimiser.state_dict(), log_scale=log_scale.item(),
+                                     bias=bias.item(), epoch=epoch, step=step, loss_sum=loss_sum, rng=torch.get_rng_state(),
+                                     history=history, best=best), run / "last.pt")  # fmt: skip
 
     # loop
     chance = metrics.chance(val_set.image_of, len(val_set.image)) if has_val else None
@@ -182,6 +185,8 @@ def train(args, typed):
             began = time.perf_counter()
             torch.manual_seed(args.seed * 1_000_003 + epoch)  # all that is random in an epoch follows from the seed and its number
             order = torch.randperm(len(target)).to(device)
+            if args.group_captions:
+                order = torch.randperm(len(image)).to(device)[image_of].argsort(stable=True)
             if first_step:
                 torch.set_rng_state(state["rng"])
             predictor.train()
@@ -204,8 +209,8 @@ def train(args, typed):
                 optimiser.step()
                 loss_sum += value * len(batch)
                 if stop:
-                    save(run / "last.pt", epoch - 1, step + 1, loss_sum)
-                    print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved; to go on: python train.py --resume --run {run}")
+                    save_last(epoch - 1, step + 1)
+                    print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved. Go on: python train.py --resume --run {run}")
                     return 130 if stop[0] == signal.SIGINT else 0
 
             entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
@@ -227,13 +232,13 @@ def train(args, typed):
             score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
             if best is None or score > best["score"]:
                 best = dict(epoch=epoch, score=score)
-                save(run / "best.pt", epoch)
-            save(run / "last.pt", epoch)
+                checkpoint.save(model | dict(predictor=predictor.state_dict(), epoch=epoch, history=history), run / "best.pt")
+            save_last(epoch)
             with open(run / "log.jsonl", "a") as log:
                 log.write(json.dumps(entry) + "\n")
             both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
             print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
-            if m and (alarm := metrics.collapse_alarm(entry)):
+            if m and (alarm := metrics.collapse_alarm(entry, len(predicted))):
                 print(alarm)
     finally:
         for number, handler in handlers.items():

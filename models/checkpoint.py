@@ -6,6 +6,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -37,8 +38,12 @@ def load(path, device="cpu"):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint there; train first (python train.py --run {path.parent}), or name a run with --run")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums torch.save wrote
+            if damaged := archive.testzip():
+                raise ValueError(f"checksum of {damaged} is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError,
+            TypeError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise ValueError(f"{path}: damaged, or not a checkpoint of train.py ({type(error).__name__}: {reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or any(key not in state for key in NEEDED):

@@ -11,6 +11,7 @@ finite.
 import torch
 
 KS = (1, 5, 10)
+TIE = 1e-6  # cosines this near are equal: float32 matrix products of equal rows differ by about 1e-7 with their place in the matrix
 
 
 def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperature=0.05, chunk=1024):
@@ -19,8 +20,8 @@ def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperatur
 
     With banks (rows of images / captions from elsewhere, the training set's, say) scores are hub-corrected by inverted
     softmax (Smith et al. 2017; QB-Norm, CVPR 2022): an item that is near to every bank query is marked down."""
-    for name, rows in (("predicted", predicted), ("text", text)):
-        if not torch.isfinite(rows).all():
+    for name, rows in (("predicted", predicted), ("text", text), ("image bank", image_bank), ("text bank", text_bank)):
+        if rows is not None and not torch.isfinite(rows).all():
             raise ValueError(f"{name} embeddings hold non-finite numbers; a rank made of them would mean nothing")
     if len(image_of) != len(text) or (len(text) and not 0 <= int(image_of.min()) <= int(image_of.max()) < len(predicted)):
         raise ValueError(f"image_of has to give one of {len(predicted)} images for each of {len(text)} captions")
@@ -37,13 +38,13 @@ def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperatur
     for i in range(0, len(text), chunk):
         scores = text[i : i + chunk] @ predicted.T - image_hub  # (chunk, N)
         true = scores.gather(1, image_of[i : i + chunk, None])
-        to_image.append((scores >= true).sum(1) - 1)  # minus the true item itself
+        to_image.append((scores >= true - TIE).sum(1) - 1)  # minus the true item itself
     to_text = []
     for i in range(0, len(predicted), chunk):
         scores = predicted[i : i + chunk] @ text.T - text_hub  # (chunk, M)
         own = image_of[None] == torch.arange(i, i + len(scores))[:, None]
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        to_text.append(((scores >= best) & ~own).sum(1))
+        to_text.append(((scores >= best - TIE) & ~own).sum(1))
     return torch.cat(to_image), torch.cat(to_text)
 
 
@@ -63,16 +64,20 @@ def summary(to_image, to_text):
 
 
 def chance(image_of, images):
-    """What scores drawn at random give, in expectation: the same keys as `retrieval` (median ranks: of the expected order)."""
-    m, n = len(image_of), images
-    captions = image_of.bincount(minlength=n).double()
-    found = {f"image_retrieval_recall@{k}": min(k / n, 1.0) for k in KS} | {"image_retrieval_median_rank": (n + 1) / 2}
-    for k in KS:  # 1 - P(none of an image's c captions is among k of m)
-        miss = torch.ones(n, dtype=torch.double)
-        for i in range(min(k, m)):
-            miss *= ((m - captions - i).clamp_min(0)) / (m - i)
-        found[f"text_retrieval_recall@{k}"] = (1 - miss).mean().item()
-    return found | {"text_retrieval_median_rank": ((m + 1) / (captions + 1)).median().item()}
+    """What scores drawn at random give: the same keys as `retrieval`, the recalls in expectation."""
+    found = {f"image_retrieval_recall@{k}": min(k / images, 1.0) for k in KS} | {"image_retrieval_median_rank": (images + 1) / 2}
+    m = len(image_of)
+    captions, share = image_of.bincount(minlength=images).unique(return_counts=True)  # an image has c captions: how many have c
+    miss, k = torch.ones(len(captions), dtype=torch.double), 0  # P(none of an image's c captions is among the first k of m)
+    hit = 0.0
+    while k < m and (k < max(KS) or hit < 0.5):
+        miss *= (m - captions - k).clamp_min(0) / (m - k)
+        k, hit = k + 1, 1 - (miss * share).sum().item() / images
+        if k in KS:
+            found[f"text_retrieval_recall@{k}"] = hit
+        if hit >= 0.5:
+            found.setdefault("text_retrieval_median_rank", k)
+    return {f"text_retrieval_recall@{k}": 1.0 for k in KS} | found
 
 
 def bootstrap(to_image, to_text, image_of, draws=1000, seed=0):
@@ -99,7 +104,7 @@ def classification(scores, truth):
         raise ValueError("scores hold non-finite numbers; an accuracy made of them would mean nothing")
     c = scores.shape[1]
     true = scores.gather(1, truth[:, None])
-    rank = (scores >= true).sum(1) - 1
+    rank = (scores >= true - TIE).sum(1) - 1
     wrong = scores.scatter(1, truth[:, None], -torch.inf).argmax(1)
     answer = torch.where(rank == 0, truth, wrong)
     confusion = (truth * c + answer).bincount(minlength=c * c).view(c, c)
@@ -119,10 +124,10 @@ def spread(predicted, text, image_of):
                 mismatched=(every_pair * n - matched) / (n - 1) if n > 1 else float("nan"))  # fmt: skip
 
 
-def collapse_alarm(found):
+def collapse_alarm(found, images):
     """A sentence when what `spread` found means that predictions are nearly alike for all images, else None. The limits are
     far from any healthy run (effective rank of 40 and more, margins of 0.2 and more) and are crossed by a constant output."""
-    if found["effective_rank"] >= 4 and found["matched"] - found["mismatched"] >= 0.01:
+    if found["effective_rank"] >= min(4, (images - 1) / 2) and found["matched"] - found["mismatched"] >= 0.01:
         return None
-    return (f"  collapse alarm: predictions are nearly alike for all images (effective rank {found['effective_rank']:.1f}, cosine of "
-            f"matched pairs {found['matched']:.3f}, of mismatched {found['mismatched']:.3f}); take --loss info_nce or another --lr")  # fmt: skip
+    return (f"  collapse alarm: predictions nearly alike for all images (effective rank {found['effective_rank']:.1f}, cosine of matched "
+            f"pairs {found['matched']:.3f}, of mismatched {found['mismatched']:.3f}); take --loss info_nce or another --lr")  # fmt: skip

@@ -9,32 +9,31 @@ class Predictor(nn.Module):
     """(B, vision_dim) float -> (B, text_dim) unit rows: Linear -> GELU -> Linear -> L2 norm.
 
     The defaults (CLIP ViT-B/16 to MiniLM, hidden 1024) have 918,912 parameters. `mean` and `std` are buffers
-    that standardise the input, zeros and ones until `standardise` is called. `gated` multiplies the hidden
-    layer by a second linear map of the input (GEGLU: Shazeer 2020; SAIL, CVPR 2025, section 3.2).
+    that standardise the input, zeros and ones until `standardise` is called. In training, `input_dropout` is the
+    share of standardised inputs and `dropout` the share of hidden units set to zero.
 
     >>> Predictor()(torch.randn(2, 512)).norm(dim=-1)
     tensor([1., 1.], grad_fn=...)
     """
 
-    def __init__(self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, gated=False):
+    def __init__(self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0):
         super().__init__()
-        self.config = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout, gated=gated)
+        self.config = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout, input_dropout=input_dropout)
         self.register_buffer("mean", torch.zeros(vision_dim))
         self.register_buffer("std", torch.ones(vision_dim))
+        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
         self.hidden = nn.Linear(vision_dim, hidden_dim)
-        self.gate = nn.Linear(vision_dim, hidden_dim) if gated else None
-        self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden_dim, text_dim)
 
     @torch.no_grad()
     def standardise(self, image_features):
-        """Take mean and standard deviation of the inputs from training features (N, vision_dim)."""
+        """Take mean and standard deviation of the inputs from training features (N, vision_dim). A feature that never
+        changes keeps deviation 1."""
+        std = image_features.std(0, correction=0)
         self.mean.copy_(image_features.mean(0))
-        self.std.copy_(image_features.std(0).clamp_min(1e-6))
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def forward(self, image_features):
-        x = (image_features - self.mean) / self.std
-        h = F.gelu(self.hidden(x))
-        if self.gate is not None:
-            h = h * self.gate(x)
-        return F.normalize(self.out(self.dropout(h)), dim=-1)  # (B, text_dim)
+        x = self.input_dropout((image_features - self.mean) / self.std)
+        h = self.dropout(F.gelu(self.hidden(x)))
+        return F.normalize(self.out(h), dim=-1)  # (B, text_dim)

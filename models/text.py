@@ -48,7 +48,7 @@ def _find(name):
         return Path(snapshot_download(repo, ignore_patterns=NOT_NEEDED))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise FileNotFoundError(f"text tower {name}: no such folder, not in the Hugging Face cache, and {repo} can't be "
-                                f"fetched from {host} ({error}); connect once, give a local folder, or take all-MiniLM-L6-v2") from None  # fmt: skip
+                                f"fetched from {host} ({error}); connect once, or name a local folder") from None  # fmt: skip
 
 
 class TextEncoder:
