@@ -9,6 +9,7 @@
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 IMAGE = "my_image_archive/10002456.jpg"
@@ -36,7 +37,10 @@ def parse(argv):
     p.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     p.add_argument("--quiet", action=flag, default=False, help="no progress bars")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.json not in (None, "-") and not args.json.endswith(".json"):
+        p.error(f"--json {args.json}: would write over that file; give a name that ends in .json, or put --json last")
+    return args
 
 
 def expand(paths):
@@ -55,7 +59,7 @@ def answer(args, model):
 
     labels = args.labels
     if args.labels_file:
-        labels = [line.strip() for line in Path(args.labels_file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        labels = [line.strip() for line in Path(args.labels_file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not labels:
         raise ValueError(f"{args.labels_file}: no labels in it; write one a line")
     classes = class_embeddings(model.encode_text, labels, TEMPLATES if args.templates else PLAIN)  # (C, Dt)
@@ -151,9 +155,11 @@ def classification(args, model):
         raise ValueError(f"{root}: {len(folders)} class folders in it; --classes wants a folder that holds one folder of images a class")
     names = {folder: folder.replace("_", " ") for folder in folders}
     if args.classnames:
-        lines = [line.split("\t") for line in Path(args.classnames).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split("\t") for line in Path(args.classnames).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         names |= {line[0].strip(): line[-1].strip() for line in lines}
     rows = [Row(f"{folder}/{f.name}", names[folder], 0) for folder in folders for f in sorted((root / folder).iterdir()) if f.is_file()]
+    if not rows:
+        raise ValueError(f"{root}: its class folders hold no images")
     dataset = VisionTextDataset(root, model.vision.preprocess, root, skip_bad=args.skip_bad, rows=rows)
     predicted = model.predict(features_of(args, model, dataset).image)  # (N, Dt)
     truth = torch.tensor([folders.index(name.split("/")[0]) for name in dataset.image_names])
@@ -180,7 +186,8 @@ def main(argv=None):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         model = VLJEPA.load(args.run, device)
-        result = retrieval(args, model) if args.csv else classification(args, model) if args.classes else answer(args, model)
+        with redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
+            result = retrieval(args, model) if args.csv else classification(args, model) if args.classes else answer(args, model)
         if args.json == "-":
             print(json.dumps(result, indent=1))
         elif args.json:

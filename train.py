@@ -20,9 +20,9 @@ from pathlib import Path
 # What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
 RECIPES = {
     "classic": dict(loss="cosine", epochs=10, batch_size=16, lr=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01,
-                    hidden=1024, dropout=0.0, input_dropout=0.0, noise=0.0, standardise=False, group_captions=False),
+                    hidden=1024, dropout=0.0, input_dropout=0.0, standardise=False, group_captions=False),
     "retrieval": dict(loss="info_nce", epochs=40, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
-                      hidden=2048, dropout=0.5, input_dropout=0.6, noise=0.0, standardise=True, group_captions=True),
+                      hidden=2048, dropout=0.5, input_dropout=0.6, standardise=True, group_captions=True),
 }  # fmt: skip
 FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "recipe", "images", "csv"}
 
@@ -57,7 +57,6 @@ def parse(argv):
     t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
     t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
     t.add_argument("--warmup", type=float, help="share of all steps over which the learning rate rises from 0")
-    t.add_argument("--noise", type=float, help="Gaussian noise added to the inputs in training, in standard deviations of each")
     t.add_argument("--seed", type=int, default=0, help="of the split, the first weights, the order and the noise (default %(default)s)")
     r = p.add_argument_group("run")
     r.add_argument("--run", default="runs/default", help="folder for checkpoints, log and curves (default %(default)s)")
@@ -102,6 +101,7 @@ def train(args, typed):
     if args.resume and state is None:
         print(f"--resume: {run / 'last.pt'} is not there, so this starts at epoch 1")
     if state:
+        typed = typed - {"vision"} if args.vision == "auto" else typed  # the tower that auto chose is in the state
         changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != state["recipe"][n]]
         if changed:
             told = ", ".join(f"--{n.replace('_', '-')} {state['recipe'][n]}" for n in changed)
@@ -157,6 +157,9 @@ def train(args, typed):
         history, best, first_epoch = state["history"], state["best"], state["epoch"] + 1
         first_step, loss_sum = state["step"], state["loss_sum"]
     elif run.exists() and any(run.iterdir()):
+        for folder in (run, Path(f"{run}.previous")):
+            if folder.exists() and any(folder.iterdir()) and not (folder / "log.jsonl").exists():
+                raise ValueError(f"{folder} holds files and no log.jsonl, so it is no run of train.py; name another folder with --run")
         shutil.rmtree(f"{run}.previous", ignore_errors=True)
         os.replace(run, f"{run}.previous")
         print(f"{run} held an earlier run: moved to {run}.previous (--resume would have gone on with it)")
@@ -171,6 +174,11 @@ def train(args, typed):
         checkpoint.save(model | dict(predictor=predictor.state_dict(), optimiser=optimiser.state_dict(), log_scale=log_scale.item(),
                                      bias=bias.item(), epoch=epoch, step=step, loss_sum=loss_sum, rng=torch.get_rng_state(),
                                      history=history, best=best), run / "last.pt")  # fmt: skip
+
+    def stop_if_not_finite(value, where, names):
+        if not math.isfinite(value):
+            kept = f"{run / 'last.pt'} is the last good checkpoint. " if (run / "last.pt").exists() else ""
+            raise ValueError(f"loss is {value} {where}. {kept}Lower --lr, or look at this batch's files: {', '.join(sorted(set(names)))}")
 
     # loop
     chance = metrics.chance(val_set.image_of, len(val_set.image)) if has_val else None
@@ -187,6 +195,7 @@ def train(args, typed):
             order = torch.randperm(len(target)).to(device)
             if args.group_captions:
                 order = torch.randperm(len(image)).to(device)[image_of].argsort(stable=True)
+            batch = order[-args.batch_size :]
             if first_step:
                 torch.set_rng_state(state["rng"])
             predictor.train()
@@ -195,15 +204,9 @@ def train(args, typed):
                     group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
                 batch = order[step * args.batch_size : (step + 1) * args.batch_size]
                 images, which = image_of[batch].unique(return_inverse=True)  # an image with several captions here is predicted once
-                x = image[images]
-                if args.noise:
-                    x = x + args.noise * predictor.std * torch.randn_like(x)
-                loss = loss_of(predictor(x), target[batch], which, log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
+                loss = loss_of(predictor(image[images]), target[batch], which, log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
                 value = loss.item()
-                if not math.isfinite(value):
-                    files = ", ".join(sorted({row_names[i] for i in batch.tolist()}))
-                    raise ValueError(f"loss is {value} at epoch {epoch}, step {step + 1}; {run} keeps the last good checkpoint. "
-                                     f"Lower --lr, or look at this batch's files: {files}")  # fmt: skip
+                stop_if_not_finite(value, f"at epoch {epoch}, step {step + 1}", [row_names[i] for i in batch.tolist()])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -216,6 +219,8 @@ def train(args, typed):
             entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
             first_step, loss_sum = 0, 0.0
             predictor.eval()
+            with torch.no_grad():  # the last step may have broken what the loss before it did not show yet
+                stop_if_not_finite(predictor(image[image_of[batch]]).sum().item(), f"after epoch {epoch}", [row_names[i] for i in batch.tolist()])
             m = None
             if has_val:
                 with torch.no_grad():
@@ -253,6 +258,9 @@ def train(args, typed):
 def main(argv=None):
     args, typed = parse(argv)
     try:
+        for name in ("epochs", "batch_size", "hidden", "encode_batch", "workers"):
+            if args[name] < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {args[name]}; give 1 or more")
         return train(argparse.Namespace(**args), typed)
     except (OSError, ValueError) as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 SEPARATORS = (",", "\t", ";", "|")
 # EPS and PDF are left out on purpose: Pillow hands them to other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB), here an error and not a warning
 # What Pillow's decoders were seen to raise on damaged files, beside OSError (FACTS: truncated, mutated, bombs).
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, TypeError, OverflowError,

@@ -38,10 +38,10 @@ class VLJEPA(nn.Module):
             if towers[kind].sha256 != state["towers"][kind]["sha256"]:
                 raise ValueError(f"{path}: trained with the {kind} tower {towers[kind].name} of SHA-256 {state['towers'][kind]['sha256']}, "
                                  f"but the one here has {towers[kind].sha256}; embeddings of the two don't mix")  # fmt: skip
-        predictor = Predictor(**state["config"])
         try:
+            predictor = Predictor(**state["config"])
             predictor.load_state_dict(state["predictor"])
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: its parameters don't fit its own configuration {state['config']} ({error})") from None
         return cls(predictor.to(device), towers["vision"], towers["text"], state)
 
