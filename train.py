@@ -220,7 +220,8 @@ def train(args, typed):
             first_step, loss_sum = 0, 0.0
             predictor.eval()
             with torch.no_grad():  # the last step may have broken what the loss before it did not show yet
-                stop_if_not_finite(predictor(image[image_of[batch]]).sum().item(), f"after epoch {epoch}", [row_names[i] for i in batch.tolist()])
+                last = [row_names[i] for i in batch.tolist()]
+                stop_if_not_finite(predictor(image[image_of[batch]]).sum().item(), f"after epoch {epoch}", last)
             m = None
             if has_val:
                 with torch.no_grad():
@@ -268,7 +269,7 @@ def main(argv=None):
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        print(f"train.py: the device ran out of memory; lower --encode-batch if it was encoding, --batch-size if it was training\n{error}", file=sys.stderr)
+        print(f"train.py: {error}\ntrain.py: lower --encode-batch if it was encoding, --batch-size if it was training", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ntrain.py: interrupted; what was encoded is kept, so the same line goes on from there", file=sys.stderr)

@@ -53,8 +53,8 @@ def read_captions(csv_path, image_column="image_name", caption_column="comment",
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"{path}, line {line}: holds a NUL byte, so it is not a text file; save it as UTF-8 CSV")
-    first = text.lstrip("\r\n").partition("\n")[0]
-    headers = {s: [f.strip() for f in next(csv.reader([first.strip()], delimiter=s), [])] for s in SEPARATORS}
+    first = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
+    headers = {s: [f.strip() for f in next(csv.reader([first], delimiter=s, skipinitialspace=True), [])] for s in SEPARATORS}
     fits = [s for s, fields in headers.items() if {image_column, caption_column} <= set(fields)]
     if not fits:
         found = max(headers.values(), key=len)
@@ -142,10 +142,11 @@ def upright_rgb(image):
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known white; save it as 8 or 16 bit")
     if image.mode.startswith("I"):  # 16-bit grey; convert('RGB') would clip it to near white
+        image = image.convert("I")
         low, high = image.getextrema()
         if low < 0 or high > 65535:
             raise ValueError(f"32-bit integer pixels from {low} to {high} have no known white; save it as 8 or 16 bit")
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
+        return image.point(lambda value: value * (1 / 257)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -187,7 +188,7 @@ class VisionTextDataset:
                     return f"{path}: no such file"
                 if decode:
                     open_image(path)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a symbolic link to itself, before Python 3.13
                 return str(error)
 
         names = [self.image_names[i] for i in images]

@@ -101,6 +101,7 @@ class FeatureCache:
 
     def _open(self):
         self.db = sqlite3.connect(self.path or ":memory:", timeout=120)
+        self.db.text_factory = lambda text: text.decode(errors="replace")  # a damaged path is one not seen before
         self.db.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, row BLOB, crc INTEGER)")
         self.db.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stat TEXT, digest BLOB)")
 
@@ -122,11 +123,12 @@ class FeatureCache:
 
         known = {path: (stat, d) for path, stat, d in self.db.execute("SELECT path, stat, digest FROM files")}
         stamps = [stamp(path) for path in paths]  # taken before the read: a file that changes in between is read again next time
-        new = [i for i, path in enumerate(paths) if known.get(str(path), ("",))[0] != stamps[i]]
+        new = [i for i, path in enumerate(paths) if known.get(os.fsencode(path), ("",))[0] != stamps[i]]
         with ThreadPoolExecutor(workers) as pool, self.db:
             found = dict(zip(new, pool.map(lambda i: digest(paths[i]), new)))
-            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", [(str(paths[i]), stamps[i], d) for i, d in found.items()])
-        return [found[i] if i in found else known[str(path)][1] for i, path in enumerate(paths)]
+            seen = [(os.fsencode(paths[i]), stamps[i], d) for i, d in found.items()]
+            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", seen)
+        return [found[i] if i in found else known[os.fsencode(path)][1] for i, path in enumerate(paths)]
 
     def rows(self, keys, encode, what, quiet=False):
         """(len(keys), D) float32. Those not in the cache come from `encode(indices)`, which yields (indices, rows (B, D))
@@ -134,7 +136,7 @@ class FeatureCache:
         blobs, damaged = {}, 0
         for key in dict.fromkeys(keys):
             found = self.db.execute("SELECT row, crc FROM rows WHERE key = ?", (key,)).fetchone()
-            if found and zlib.crc32(found[0]) == found[1]:
+            if found and zlib.crc32(key + found[0]) == found[1]:
                 blobs[key] = found[0]
             damaged += bool(found) and key not in blobs
         if damaged:
@@ -148,7 +150,8 @@ class FeatureCache:
                 new = {keys[i]: row.tobytes() for i, row in zip(indices, rows.half().cpu().numpy())}
                 try:
                     with self.db:
-                        self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", [(k, b, zlib.crc32(b)) for k, b in new.items()])
+                        checked = [(k, b, zlib.crc32(k + b)) for k, b in new.items()]  # with the key: a damaged index finds another's row
+                        self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
                 except sqlite3.OperationalError as error:
                     raise OSError(f"feature cache {self.path}: {error}; what was encoded before is kept") from None
                 blobs |= new

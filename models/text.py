@@ -11,6 +11,7 @@ import socket
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,12 @@ def _find(name):
         return Path(snapshot_download(repo, local_files_only=True, ignore_patterns=NOT_NEEDED))
     except (LocalEntryNotFoundError, HFValidationError):
         pass
-    host = constants.ENDPOINT.split("://")[-1].split("/")[0]
+    hub = urlsplit(constants.ENDPOINT)
+    host, port = hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)
     try:
         if constants.is_offline_mode():
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((host, 443), timeout=3).close()  # the hub client would retry for a minute
+        socket.create_connection((host, port), timeout=3).close()  # the hub client would retry for a minute
         return Path(snapshot_download(repo, ignore_patterns=NOT_NEEDED))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise FileNotFoundError(f"text tower {name}: no such folder, not in the Hugging Face cache, and {repo} can't be "
@@ -85,6 +87,8 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, texts):
         """M texts -> (M, dim) float32 unit rows on the tower's device. [] gives (0, dim)."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of str, found the single str {texts!r}")
         texts = list(texts)
         wrong = [t for t in texts if not isinstance(t, str)]
         if wrong:
@@ -92,4 +96,4 @@ class TextEncoder:
         if not texts:
             return torch.empty(0, self.dim, device=self.device)
         rows = self.network.encode(texts, batch_size=32, convert_to_tensor=True, show_progress_bar=False)
-        return F.normalize(rows.float().clone(), dim=-1)  # (M, dim); clone: rows made under inference_mode can't enter a training step
+        return F.normalize(rows.float(), dim=-1)  # (M, dim)

@@ -11,10 +11,12 @@ built when first asked to encode, so a run whose features are cached never build
 import hashlib
 import os
 import pickle
+import re
 import socket
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +70,9 @@ def _hub_answers(seconds=3.0):
 
     if constants.is_offline_mode():
         return False
-    host = constants.ENDPOINT.split("://")[-1].split("/")[0]
+    hub = urlsplit(constants.ENDPOINT)
     try:
-        socket.create_connection((host, 443), timeout=seconds).close()
+        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), timeout=seconds).close()
     except OSError:
         return False
     return True
@@ -123,6 +125,8 @@ def _open_clip_spec(name):
     seen = get_pretrained_cfg(model, tags[0]) if tags else {}  # a local file is preprocessed as the model's first tag is
     if seen.get("interpolation", "bicubic") != "bicubic" or seen.get("resize_mode", "shortest") not in ("shortest", "squash"):
         raise ValueError(f"image tower {name}: its preprocessing ({seen}) is not one of those written here")
+    if tags == [pretrained] and seen.get("quick_gelu") and not config.get("quick_gelu"):
+        raise ValueError(f"image tower {name}: these weights were trained with QuickGELU; type open_clip:{model}-quickgelu/{pretrained}")
     spec = dict(model=model, size=config["vision_cfg"].get("image_size", 224), dim=config["embed_dim"],
                 mean=seen.get("mean", CLIP_MEAN), std=seen.get("std", CLIP_STD), resize=seen.get("resize_mode", "shortest"))  # fmt: skip
     if tags != [pretrained]:
@@ -143,18 +147,18 @@ def _sha256(path):
 
 def _read_weights(path, prefix=""):
     """The tensors of a weights file whose names start with `prefix`, without it. Nothing in the file is executed."""
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, "pt") as file:
-            return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
     try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
+        state = state.get("state_dict", state)
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path}: not a safetensors file or plain state dict ({type(error).__name__}); a TorchScript archive such as "
                          "OpenAI's own ViT-B-16.pt has to be saved as safetensors first") from error  # fmt: skip
-    state = state.get("state_dict", state)
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 class VisionEncoder:
@@ -167,7 +171,9 @@ class VisionEncoder:
 
     def __init__(self, device="cpu", name="clip-vit-b-16"):
         self.device, self.name = torch.device(device), name
-        self.parts = [VisionEncoder(device, part) for part in name.split("+")] if "+" in name else []
+        known = "|".join(map(re.escape, VISION_ENCODERS))
+        parts = re.split(rf"\+(?=open_clip:|(?:{known})(?:\+|$))", name)  # not every +: a path may hold some
+        self.parts = [VisionEncoder(device, part) for part in parts] if len(parts) > 1 else []
         if self.parts:
             self.dim = sum(part.dim for part in self.parts)
             self.sha256 = "+".join(part.sha256 for part in self.parts)
@@ -214,9 +220,17 @@ class VisionEncoder:
             weights = _read_weights(self.path, "visual.")
             if not weights:
                 raise ValueError(f"{self.path}: holds no 'visual.' tensors, so it is not a checkpoint of open_clip's {self.spec['model']}")
+            vision_cfg = config["vision_cfg"] | dict(output_tokens=False)  # CoCa's would come beside the features
+            build = partial(_build_vision_tower, config["embed_dim"], vision_cfg, config.get("quick_gelu", False))
             with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
-                network = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
-            network.load_state_dict(weights, assign=True)
+                network = build()
+            try:
+                network.load_state_dict(weights, assign=True)
+            except RuntimeError as error:
+                raise ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']} ({str(error)[:300]} ...)") from None
+            if any(buffer.is_meta for buffer in network.buffers()):  # buffers no file holds, such as EVA-02's rotary tables
+                network = build()
+                network.load_state_dict(weights, assign=True)
         return network.float().eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()  # not inference_mode: its tensors can't enter a training step

@@ -1,0 +1,99 @@
+"""Who may import whom, read from the source with `ast`: nothing is run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEAVES = sorted(path for path in (ROOT / "models").glob("*.py") if path.stem not in ("__init__", "vljepa"))
+MODELS = sorted((ROOT / "models").glob("*.py"))
+WIRES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "apps").glob("*.py"))]
+HEAVY = {"open_clip", "sentence_transformers", "transformers", "timm", "matplotlib", "pandas", "torchvision", "huggingface_hub"}
+
+
+def imports(source, package=""):
+    """[(module, line, whether it is imported as soon as the file is)] of all imports, also those inside functions.
+    `from a import b` gives 'a.b', since b may be a module."""
+    found = []
+
+    def walk(node, at_once):
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, node.lineno, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found.extend((f"{module}.{alias.name}", node.lineno, at_once) for alias in node.names)
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            walk(child, at_once and not inside)
+
+    walk(ast.parse(source), True)
+    return found
+
+
+def of(path):
+    return imports(path.read_text(encoding="utf-8"), path.parent.name if path.parent != ROOT else "")
+
+
+def offenders(path, forbidden, at_once=False):
+    """'file, line: module' of each import that starts with one of `forbidden`; `at_once`: at module level alone."""
+    return [f"{path.relative_to(ROOT)}, line {line}: {module}" for module, line, now in of(path)
+            if (now or not at_once) and any(module == f or module.startswith(f + ".") for f in forbidden)]  # fmt: skip
+
+
+def test_import_reader_finds_every_kind_of_import():
+    """Catches a rule that is kept only because its reader is blind."""
+    source = """
+import a.b as c, d
+from e import f
+from . import g
+from .h import i
+def j():
+    import k
+    class L:
+        from m import n
+try:
+    import o
+except ImportError:
+    pass
+"""
+    found = {module: now for module, _, now in imports(source, "models")}
+    assert found == {"a.b": True, "d": True, "e.f": True, "models.g": True, "models.h.i": True, "k": False, "m.n": False, "o": True}
+    assert [line for module, line, _ in imports(source) if module == "k"] == [7]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)
+def test_leaf_imports_no_sibling(path):
+    """Catches a leaf that can no longer be read, tested or lifted out alone."""
+    assert offenders(path, ["models"]) == []
+
+
+def test_leaves_named_in_the_plan_are_there():
+    """Catches the rule above over an empty list."""
+    named = set("dataset vision text features predictor losses metrics zeroshot checkpoint".split())
+    assert named <= {path.stem for path in LEAVES}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_models_import_no_wire(path):
+    """Catches an arrow that points down: parts that need the scripts which use them."""
+    assert offenders(path, ["train", "eval", "apps", "tests"]) == []
+
+
+@pytest.mark.parametrize("path", WIRES, ids=lambda path: path.stem)
+def test_wires_never_import_each_other(path):
+    """Catches an app that breaks when another is deleted."""
+    assert offenders(path, ["train", "eval", "apps", "tests"]) == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py", *MODELS], ids=lambda path: path.stem)
+def test_heavy_packages_are_imported_where_they_are_needed(path):
+    """Catches an import of seconds at module level, which --help and models.metrics would pay for."""
+    assert offenders(path, HEAVY, at_once=True) == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py"], ids=lambda path: path.stem)
+def test_scripts_import_torch_after_the_flags_are_read(path):
+    """Catches a --help that waits for torch, also through one of the models."""
+    assert offenders(path, ["torch", "models"], at_once=True) == []

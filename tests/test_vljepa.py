@@ -1,0 +1,132 @@
+"""models/vljepa.py: a tiny trained run, loaded and asked."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from models import checkpoint
+from models.vljepa import VLJEPA
+
+LABELS = ["a red square", "a green square", "a blue square"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of one epoch on six plain squares; `run.parent / 'images'` holds them."""
+    root = tmp_path_factory.mktemp("vljepa")
+    (root / "images").mkdir()
+    colours = ("red", "green", "blue", "white", "black", "yellow")
+    for colour in colours:
+        Image.new("RGB", (40, 30), colour).save(root / "images" / f"{colour}.jpg")
+    (root / "captions.csv").write_text("image_name,comment\n" + "".join(f"{c}.jpg,a {c} square\n" for c in colours))
+    flags = ["--csv", root / "captions.csv", "--images", root / "images", "--cache", root / "cache.sqlite", "--run", root / "run",
+             "--vision", "efficientnet-lite0", "--hidden", "16", "--epochs", "20", "--lr", "0.01", "--loss", "info_nce", "--standardise",
+             "--device", "cpu", "--val-fraction", "0", "--quiet"]  # fmt: skip
+    assert train.main(list(map(str, flags))) == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return VLJEPA.load(run)
+
+
+@pytest.fixture
+def images(run):
+    return [run.parent / "images" / f"{colour}.jpg" for colour in ("red", "green", "blue")]
+
+
+def changed(run, tmp_path, change):
+    """A copy of the run whose best.pt went through `change(state)`."""
+    shutil.copytree(run, tmp_path / "run")
+    state = checkpoint.load(run / "best.pt")
+    change(state)
+    checkpoint.save(state, tmp_path / "run" / "best.pt")
+    return tmp_path / "run"
+
+
+def test_load_takes_a_run_folder_or_a_checkpoint(run, model, images):
+    """Catches a loader that knows only one of the two, or takes last.pt for the best."""
+    for path in (str(run), run / "best.pt", str(run / "best.pt")):
+        assert torch.equal(VLJEPA.load(path).encode_image(images[0]), model.encode_image(images[0]))
+    assert VLJEPA.load(run / "last.pt").state["epoch"] == 20
+
+
+def test_load_without_a_run_says_to_train_first(tmp_path):
+    """Catches a bare 'No such file'."""
+    with pytest.raises(FileNotFoundError, match="train first"):
+        VLJEPA.load(tmp_path / "nothing")
+
+
+def test_encode_image_is_the_same_for_a_path_an_image_and_pixels(model, images):
+    """Catches a preprocessing that one way in goes through and another does not."""
+    with Image.open(images[0]) as image:
+        pixels = model.vision.preprocess(image.convert("RGB"))[None]
+        ways = [images[0], str(images[0]), [images[0]], image, [image], pixels]
+        rows = [model.encode_image(way) for way in ways]
+    assert rows[0].shape == (1, 384) and rows[0].dtype == torch.float32
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+
+def test_encode_image_of_many_is_each_of_them_in_order(model, images):
+    """Catches a batch that is shuffled, or images that leak into each other."""
+    together = model.encode_image([*images, Image.open(images[0])])
+    torch.testing.assert_close(together, torch.cat([model.encode_image(path) for path in [*images, images[0]]]), rtol=1e-4, atol=1e-5)
+
+
+def test_encode_image_turns_photographs_upright(model, tmp_path, images):
+    """Catches a PIL image that goes round open_image: as a path it would be upright and as an image on its side."""
+    image = Image.open(images[0]).copy()
+    image.paste("white", (0, 0, 20, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = model.encode_image(Image.open(tmp_path / "turned.png"))
+    torch.testing.assert_close(turned, model.encode_image(image.transpose(Image.Transpose.ROTATE_270)), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(turned, model.encode_image(image), atol=1e-2)
+
+
+def test_both_verbs_give_unit_rows(model, images):
+    """Catches rows whose products are no cosines."""
+    for rows in (model.encode_image(images), model.encode_text(LABELS), model.encode_text("one text")):
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)))
+
+
+def test_encode_text_is_the_text_tower(model):
+    """Catches captions that go through the predictor, or labels that are read letter by letter."""
+    assert torch.equal(model.encode_text(LABELS), model.text.encode(LABELS))
+    assert model.encode_text("a red square").shape == (1, 384)
+
+
+def test_classify_scores_stand_in_the_order_of_the_labels(model, images):
+    """Catches scores that were sorted, and a model that learned nothing in twenty epochs of six squares."""
+    for i, image in enumerate(images):
+        scores = model.classify(image, LABELS)
+        assert scores.shape == (3,) and scores.argmax() == i
+        torch.testing.assert_close(model.classify(image, LABELS[::-1]), scores.flip(0))
+        torch.testing.assert_close(scores, (model.encode_image(image) @ model.encode_text(LABELS).T)[0])
+
+
+def test_nothing_is_left_to_train_and_dropout_is_off(model, images):
+    """Catches a loaded model in training mode, whose answers change from call to call and carry gradients."""
+    assert not model.predictor.training and not any(p.requires_grad for p in model.parameters())
+    assert not model.encode_image(images[0]).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_another_tower_than_it_was_trained_with_is_refused(run, tmp_path, kind):
+    """Catches embeddings of two towers mixed: no error, only wrong answers."""
+    path = changed(run, tmp_path, lambda state: state["towers"][kind].update(sha256="0" * 64))
+    with pytest.raises(ValueError, match=f"{kind} tower .* of SHA-256 000"):
+        VLJEPA.load(path)
+
+
+@pytest.mark.parametrize("change", [dict(hidden_dim=17), dict(text_dim=100), dict(depth=3)], ids=str)
+def test_configuration_that_does_not_fit_the_parameters_is_refused(run, tmp_path, change):
+    """Catches torch's traceback, or a TypeError for a setting that a later version wrote; the file has to be named."""
+    path = changed(run, tmp_path, lambda state: state["config"].update(change))
+    with pytest.raises(ValueError, match="best.pt"):
+        VLJEPA.load(path)
