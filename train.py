@@ -20,9 +20,9 @@ from pathlib import Path
 # What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
 RECIPES = {
     "classic": dict(loss="cosine", epochs=10, batch_size=16, lr=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01,
-                    hidden=1024, dropout=0.0, input_dropout=0.0, standardise=False, group_captions=False),
-    "retrieval": dict(loss="info_nce", epochs=40, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
-                      hidden=2048, dropout=0.5, input_dropout=0.6, standardise=True, group_captions=True),
+                    hidden=1024, members=1, dropout=0.0, input_dropout=0.0, standardise=False, group_captions=False),
+    "retrieval": dict(loss="info_nce", epochs=20, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
+                      hidden=2048, members=3, dropout=0.5, input_dropout=0.5, standardise=True, group_captions=True),
 }  # fmt: skip
 FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "recipe", "images", "csv"}
 
@@ -44,6 +44,7 @@ def parse(argv):
                    "open_clip:MODEL/PRETRAINED, or two joined by + (default %(default)s: CLIP if it can be had)")  # fmt: skip
     m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder (default %(default)s)")
     m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
+    m.add_argument("--members", type=int, help="predictors trained side by side, whose mean is the answer")
     m.add_argument("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
     m.add_argument("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
     m.add_argument("--standardise", action=flag, help="bring every input feature to mean 0, deviation 1 first")
@@ -57,7 +58,7 @@ def parse(argv):
     t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
     t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
     t.add_argument("--warmup", type=float, help="share of all steps over which the learning rate rises from 0")
-    t.add_argument("--seed", type=int, default=0, help="of the split, the first weights, the order and the noise (default %(default)s)")
+    t.add_argument("--seed", type=int, default=0, help="of the split, the first weights, the order and the dropout (default %(default)s)")
     r = p.add_argument_group("run")
     r.add_argument("--run", default="runs/default", help="folder for checkpoints, log and curves (default %(default)s)")
     r.add_argument("--resume", action=flag, default=False, help="go on from RUN/last.pt with the recipe it holds")
@@ -134,7 +135,7 @@ def train(args, typed):
 
     # model
     torch.manual_seed(args.seed)
-    predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout).to(device)
+    predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout, args.members).to(device)
     if args.standardise:
         predictor.standardise(image)
     start = losses.LOSSES[args.loss] or (1.0, 0.0)
@@ -175,10 +176,10 @@ def train(args, typed):
                                      bias=bias.item(), epoch=epoch, step=step, loss_sum=loss_sum, rng=torch.get_rng_state(),
                                      history=history, best=best), run / "last.pt")  # fmt: skip
 
-    def stop_if_not_finite(value, where, names):
-        if not math.isfinite(value):
-            kept = f"{run / 'last.pt'} is the last good checkpoint. " if (run / "last.pt").exists() else ""
-            raise ValueError(f"loss is {value} {where}. {kept}Lower --lr, or look at this batch's files: {', '.join(sorted(set(names)))}")
+    def blown_up(value, epoch, step, batch):
+        kept = f"{run / 'last.pt'} is the last good checkpoint. " if (run / "last.pt").exists() else ""
+        files = ", ".join(sorted({row_names[i] for i in batch.tolist()}))
+        return ValueError(f"loss is {value} at epoch {epoch}, step {step}. {kept}Lower --lr, or look at this batch's files: {files}")
 
     # loop
     chance = metrics.chance(val_set.image_of, len(val_set.image)) if has_val else None
@@ -204,9 +205,11 @@ def train(args, typed):
                     group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
                 batch = order[step * args.batch_size : (step + 1) * args.batch_size]
                 images, which = image_of[batch].unique(return_inverse=True)  # an image with several captions here is predicted once
-                loss = loss_of(predictor(image[images]), target[batch], which, log_scale.exp().clamp_max(losses.MAX_SCALE), bias)
+                scale = log_scale.exp().clamp_max(losses.MAX_SCALE)
+                loss = sum(loss_of(p, target[batch], which, scale, bias) for p in predictor.each(image[images])) / args.members
                 value = loss.item()
-                stop_if_not_finite(value, f"at epoch {epoch}, step {step + 1}", [row_names[i] for i in batch.tolist()])
+                if not math.isfinite(value):
+                    raise blown_up(value, epoch, step + 1, batch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -219,18 +222,16 @@ def train(args, typed):
             entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
             first_step, loss_sum = 0, 0.0
             predictor.eval()
-            with torch.no_grad():  # the last step may have broken what the loss before it did not show yet
-                last = [row_names[i] for i in batch.tolist()]
-                stop_if_not_finite(predictor(image[image_of[batch]]).sum().item(), f"after epoch {epoch}", last)
-            m = None
+            with torch.no_grad():
+                value = predictor(image[image_of[batch]]).sum().item()
+                if not math.isfinite(value):  # the last step broke what no loss has shown yet
+                    raise blown_up(value, epoch, steps, batch)
+                m, predicted = None, predictor(val_set.image.to(device)).cpu()
             if has_val:
-                with torch.no_grad():
-                    predicted = predictor(val_set.image.to(device)).cpu()
-                    mixed = torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size)
-                    val_loss = 0.0
-                    for b in mixed:
-                        images, which = val_set.image_of[b].unique(return_inverse=True)
-                        val_loss += loss_of(predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()).item() * len(b)
+                val_loss = 0.0
+                for b in torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size):
+                    images, which = val_set.image_of[b].unique(return_inverse=True)
+                    val_loss += loss_of(predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()).item() * len(b)
                 m = metrics.retrieval(predicted, val_set.text, val_set.image_of)
                 entry |= dict(val_loss=val_loss / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
             entry["seconds"] = round(time.perf_counter() - began, 3)
@@ -259,7 +260,7 @@ def train(args, typed):
 def main(argv=None):
     args, typed = parse(argv)
     try:
-        for name in ("epochs", "batch_size", "hidden", "encode_batch", "workers"):
+        for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
             if args[name] < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {args[name]}; give 1 or more")
         return train(argparse.Namespace(**args), typed)

@@ -1,10 +1,12 @@
-"""Numbers in, PNG out."""
+"""Numbers in, PNG out. Figures are made without pyplot, so a notebook's own backend is left alone."""
 
 
 def curves(history, chance, path):
     """Losses left; held-out R@1 both ways beside chance right. `history` is what log.jsonl holds, a dict an epoch."""
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
     for key, label in (("train_loss", "training captions"), ("val_loss", "held-out captions")):
         if key in history[-1]:
@@ -18,27 +20,18 @@ def curves(history, chance, path):
             right.legend()
     right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def confusion(counts, names, path):
     """counts (C, C), row the true class, column the predicted, shown as shares of the row."""
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     side = min(3 + 0.25 * len(names), 30)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
     shown = axis.imshow(counts / counts.sum(1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="Blues")
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
     axis.set_xticklabels(names, rotation=90)
     axis.set_yticklabels(names)
     figure.colorbar(shown, label="share of the true class")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")  # a file, never a window
-    from matplotlib import pyplot
-
-    return pyplot

@@ -8,22 +8,31 @@ from torch import nn
 class Predictor(nn.Module):
     """(B, vision_dim) float -> (B, text_dim) unit rows: Linear -> GELU -> Linear -> L2 norm.
 
-    The defaults (CLIP ViT-B/16 to MiniLM, hidden 1024) have 918,912 parameters. `mean` and `std` are buffers
-    that standardise the input, zeros and ones until `standardise` is called. In training, `input_dropout` is the
-    share of standardised inputs and `dropout` the share of hidden units set to zero.
+    The defaults (CLIP ViT-B/16 to MiniLM, hidden 1024) have 918,912 parameters. `mean` and `std` are buffers that
+    standardise the input, zeros and ones until `standardise` is called. In training, `input_dropout` is the share of
+    standardised inputs and `dropout` the share of hidden units set to zero. With several `members` the network stands there
+    as often, each with its own weights and its own loss, and the prediction is their mean (EXPERIMENTS.md: worth a point).
 
     >>> Predictor()(torch.randn(2, 512)).norm(dim=-1)
     tensor([1., 1.], grad_fn=...)
     """
 
-    def __init__(self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0):
+    def __init__(self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0, members=1):
         super().__init__()
-        self.config = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout, input_dropout=input_dropout)
+        self.config = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout,
+                           input_dropout=input_dropout, members=members)  # fmt: skip
         self.register_buffer("mean", torch.zeros(vision_dim))
         self.register_buffer("std", torch.ones(vision_dim))
-        self.input_dropout, self.dropout = nn.Dropout(input_dropout), nn.Dropout(dropout)
-        self.hidden = nn.Linear(vision_dim, hidden_dim)
-        self.out = nn.Linear(hidden_dim, text_dim)
+        self.members = nn.ModuleList(
+            nn.Sequential(
+                nn.Dropout(input_dropout),
+                nn.Linear(vision_dim, hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden_dim, text_dim),
+            )
+            for _ in range(members)
+        )
 
     @torch.no_grad()
     def standardise(self, image_features):
@@ -33,7 +42,10 @@ class Predictor(nn.Module):
         self.mean.copy_(image_features.mean(0))
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
+    def each(self, image_features):
+        """What each member says, for the loss: a list of (B, text_dim) unit rows."""
+        x = (image_features - self.mean) / self.std
+        return [F.normalize(member(x), dim=-1) for member in self.members]
+
     def forward(self, image_features):
-        x = self.input_dropout((image_features - self.mean) / self.std)
-        h = self.dropout(F.gelu(self.hidden(x)))
-        return F.normalize(self.out(h), dim=-1)  # (B, text_dim)
+        return F.normalize(sum(self.each(image_features)), dim=-1)  # (B, text_dim)

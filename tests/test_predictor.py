@@ -29,16 +29,31 @@ def test_predictions_are_unit_rows():
 def test_prediction_equals_the_formula():
     """Catches another activation (tanh GELU, ReLU) than the one documented: Linear, GELU, Linear, L2 norm."""
     predictor, x = Predictor(**SIZES), features()
-    h = x @ predictor.hidden.weight.T + predictor.hidden.bias
+    torch.testing.assert_close(predictor(x), by_formula(predictor.members[0], x), rtol=1e-4, atol=1e-5)
+
+
+def by_formula(member, x):
+    _, hidden, _, _, out = member
+    h = x @ hidden.weight.T + hidden.bias
     h = h * 0.5 * (1 + torch.erf(h / 2**0.5))
-    y = h @ predictor.out.weight.T + predictor.out.bias
-    torch.testing.assert_close(predictor(x), y / y.norm(dim=-1, keepdim=True), rtol=1e-4, atol=1e-5)
+    y = h @ out.weight.T + out.bias
+    return y / y.norm(dim=-1, keepdim=True)
+
+
+def test_several_members_answer_with_their_mean_and_differ():
+    """Catches members that share weights, or of which one alone is asked."""
+    predictor, x = Predictor(**SIZES, members=3), features()
+    each = [by_formula(member, x) for member in predictor.members]
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(torch.stack(predictor.each(x)), torch.stack(each), rtol=1e-4, atol=1e-5)
+    mean = torch.stack(each).mean(0)
+    torch.testing.assert_close(predictor(x), mean / mean.norm(dim=-1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def test_input_dropout_drops_standardised_inputs():
     """Catches dropout before the mean is taken off: a dropped feature would then be -mean / std and far outside its range."""
     predictor, seen = Predictor(**SIZES, input_dropout=0.5), []
-    predictor.hidden.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    predictor.members[0][1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = features()
     predictor.standardise(x)
     predictor.train()(x)
@@ -50,7 +65,7 @@ def test_input_dropout_drops_standardised_inputs():
 def test_standardise_gives_the_hidden_layer_mean_0_and_deviation_1():
     """Catches variance in place of deviation, and statistics over the wrong axis."""
     predictor, seen = Predictor(**SIZES), []
-    predictor.hidden.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    predictor.members[0][1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     predictor.standardise(features())
     predictor(features())
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(10), atol=1e-4, rtol=0)
@@ -79,7 +94,7 @@ def test_without_standardise_the_input_is_left_as_it_is():
     assert torch.equal(predictor.mean, torch.zeros(10)) and torch.equal(predictor.std, torch.ones(10))
 
 
-@pytest.mark.parametrize("options", [{}, dict(dropout=0.25, input_dropout=0.5)])
+@pytest.mark.parametrize("options", [{}, dict(dropout=0.25, input_dropout=0.5, members=2)])
 def test_config_and_state_rebuild_the_same_predictor(options):
     """Catches an option that `config` forgets, and statistics that the state dict does not carry."""
     predictor = Predictor(**SIZES, **options)
@@ -87,7 +102,8 @@ def test_config_and_state_rebuild_the_same_predictor(options):
     twin = Predictor(**predictor.config)
     twin.load_state_dict(predictor.state_dict())
     assert twin.config == predictor.config
-    assert [twin.dropout.p, twin.input_dropout.p] == [options.get("dropout", 0.0), options.get("input_dropout", 0.0)]
+    assert [twin.members[0][3].p, twin.members[0][0].p] == [options.get("dropout", 0.0), options.get("input_dropout", 0.0)]
+    assert len(twin.members) == options.get("members", 1)
     assert torch.equal(twin.eval()(features()), predictor.eval()(features()))
 
 
@@ -101,4 +117,4 @@ def test_dropout_acts_in_training_alone(which):
 
 def test_statistics_are_no_parameters():
     """Catches a mean and deviation that the optimiser would train away."""
-    assert {name for name, _ in Predictor(**SIZES).named_parameters()} == {"hidden.weight", "hidden.bias", "out.weight", "out.bias"}
+    assert all(name.startswith("members.") for name, _ in Predictor(**SIZES).named_parameters())
