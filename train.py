@@ -1,7 +1,7 @@
 """Train the predictor on a captions CSV and a folder of images.
 
     python train.py                                                       the archive that comes with it, minutes on a CPU
-    python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the best known recipe
+    python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the recipe that measured best
 
 The frozen towers run once an image and once a caption (models/features.py); after that an epoch is tensor slices.
 """
@@ -40,8 +40,8 @@ def parse(argv):
     d.add_argument("--val-fraction", type=float, default=0.1, help="share of the images held out, 0 to under 1 (default %(default)s)")
     d.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
     m = p.add_argument_group("model")
-    m.add_argument("--vision", default="auto", help="image tower: auto, clip-vit-b-16, efficientnet-lite0, efficientnet-lite2, "
-                   "open_clip:MODEL/PRETRAINED, or two joined by + (default %(default)s: CLIP if it can be had)")  # fmt: skip
+    m.add_argument("--vision", default="auto", help="image tower: auto, clip-vit-b-16, efficientnet-lite0[-stages], "
+                   "efficientnet-lite2[-stages], open_clip:MODEL/PRETRAINED, or two joined by + (default auto: CLIP if it can be had)")  # fmt: skip
     m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder (default %(default)s)")
     m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
     m.add_argument("--members", type=int, help="predictors trained side by side, whose mean is the answer")
