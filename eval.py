@@ -97,7 +97,7 @@ def retrieval(args, model):
 
     recipe, trained_on = model.state["recipe"], set(model.state["trained_on"])
     images = args.images or recipe["images"]
-    dataset = VisionTextDataset(args.csv, model.vision.preprocess, images, args.image_column, args.caption_column, args.skip_bad)
+    dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
     seen = len(trained_on & set(dataset.image_names))
     if args.held_out:
         dataset.keep(set(dataset.image_names) - trained_on)
@@ -119,7 +119,7 @@ def retrieval(args, model):
     found = metrics.ranks(predicted, text, image_of)
     rows["this model"], interval = metrics.summary(*found), metrics.bootstrap(*found, image_of)
     if args.hub_correction:
-        bank = VisionTextDataset(recipe["csv"], model.vision.preprocess, recipe["images"], recipe["image_column"],
+        bank = VisionTextDataset(recipe["csv"], None, recipe["images"], recipe["image_column"],
                                  recipe["caption_column"], recipe["skip_bad"], only=trained_on)  # fmt: skip
         bank = features_of(args, model, bank)
         banks = dict(image_bank=model.predict(bank.image), text_bank=bank.text)
@@ -160,7 +160,7 @@ def classification(args, model):
     rows = [Row(f"{folder}/{f.name}", names[folder], 0) for folder in folders for f in sorted((root / folder).iterdir()) if f.is_file()]
     if not rows:
         raise ValueError(f"{root}: its class folders hold no images")
-    dataset = VisionTextDataset(root, model.vision.preprocess, root, skip_bad=args.skip_bad, rows=rows)
+    dataset = VisionTextDataset(root, None, root, skip_bad=args.skip_bad, rows=rows)
     predicted = model.predict(features_of(args, model, dataset).image)  # (N, Dt)
     truth = torch.tensor([folders.index(name.split("/")[0]) for name in dataset.image_names])
     templates = PLAIN if args.templates is False else TEMPLATES

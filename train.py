@@ -41,7 +41,7 @@ def parse(argv):
     d.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
     m = p.add_argument_group("model")
     m.add_argument("--vision", default="auto", help="image tower: auto, clip-vit-b-16, efficientnet-lite0[-stages], "
-                   "efficientnet-lite2[-stages], open_clip:MODEL/PRETRAINED, or two joined by + (default auto: CLIP if it can be had)")  # fmt: skip
+                   "efficientnet-lite2[-stages], open_clip:MODEL/PRETRAINED, or two joined by + (auto: CLIP if possible)")  # fmt: skip
     m.add_argument("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder (default %(default)s)")
     m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
     m.add_argument("--members", type=int, help="predictors trained side by side, whose mean is the answer")
@@ -118,8 +118,9 @@ def train(args, typed):
     print(f"image tower {name}: {why}" if args.vision == "auto" else f"image tower {name}")
     args.vision = name
     vision, text = VisionEncoder(device, name), TextEncoder(device, args.text)
-    dataset = VisionTextDataset(args.csv, vision.preprocess, args.images, args.image_column, args.caption_column, args.skip_bad)
+    dataset = VisionTextDataset(args.csv, None, args.images, args.image_column, args.caption_column, args.skip_bad)
     features = encode_archive(dataset, vision, text, args.cache, args.encode_batch, args.workers, args.quiet)
+    vision.release(), text.release()  # training has no use for them
     _, val_names = split_by_image(dataset.image_names, args.val_fraction, args.seed)
     is_val = torch.tensor([image in val_names for image in dataset.image_names])
     train_set, val_set = features.of(~is_val), features.of(is_val)
@@ -132,6 +133,7 @@ def train(args, typed):
     print(f"{args.csv}: {len(train_set.image)} images with {len(train_set.text)} captions to train on, "
           f"{len(val_set.image)} with {len(val_set.text)} held out; {device}, seed {args.seed}")  # fmt: skip
     image, target, image_of = (tensor.to(device) for tensor in train_set)
+    del features
 
     # model
     torch.manual_seed(args.seed)

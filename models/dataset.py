@@ -154,7 +154,8 @@ def upright_rgb(image):
 
 
 class VisionTextDataset:
-    """One sample a caption: (pixels (3, H, W) float32 as `vision_preprocess` makes them, caption str).
+    """One sample a caption: (pixels (3, H, W) float32 as `vision_preprocess` makes them, caption str). None will do for
+    `vision_preprocess` where `encode_archive` reads the pixels: it brings the tower's own.
 
     `image_names` (N) are the distinct images in order of first appearance, `captions` (M), `image_of` (M) the
     index into `image_names` each caption describes. `only` (a set of names) takes those images alone; `rows` stands for

@@ -116,7 +116,8 @@ def spread(predicted, text, image_of):
     """The collapse alarm: effective rank of the predictions (Roy and Vetterli 2007: exp of the entropy of the centred
     singular values; 1 means they lie on a line, D at most), and mean cosine of matched and mismatched pairs."""
     centred = predicted.double() - predicted.double().mean(0)
-    values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()  # the singular values
+    square = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
+    values = torch.linalg.eigvalsh(square).clamp_min(0).sqrt()  # the singular values
     share = values / values.sum().clamp_min(1e-12)
     matched = (predicted[image_of] * text).sum(1).mean().item()
     n, every_pair = len(predicted), (predicted.mean(0) @ text.mean(0)).item()

@@ -84,6 +84,10 @@ class TextEncoder:
     def dim(self):
         return self.network.get_embedding_dimension()
 
+    def release(self):
+        """Forget the network; the next `encode` builds it again."""
+        vars(self).pop("network", None)
+
     @torch.no_grad()
     def encode(self, texts):
         """M texts -> (M, dim) float32 unit rows on the tower's device. [] gives (0, dim)."""

@@ -233,6 +233,12 @@ class VisionEncoder:
                 network.load_state_dict(weights, assign=True)
         return network.float().eval().requires_grad_(False).to(self.device)
 
+    def release(self):
+        """Forget the network; the next `encode` builds it again."""
+        vars(self).pop("network", None)
+        for part in self.parts:
+            part.release()
+
     @torch.no_grad()  # not inference_mode: its tensors can't enter a training step
     def encode(self, images):
         """(B, 3, S, S) float on any device -> (B, dim) float32 unit rows on the tower's device."""
