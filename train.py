@@ -24,7 +24,7 @@ RECIPES = {
     "retrieval": dict(loss="info_nce", epochs=20, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
                       hidden=2048, members=3, dropout=0.5, input_dropout=0.5, standardise=True, group_captions=True),
 }  # fmt: skip
-FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "recipe", "images", "csv"}
+FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "images", "csv"}
 
 
 def parse(argv):
@@ -102,6 +102,8 @@ def train(args, typed):
     if args.resume and state is None:
         print(f"--resume: {run / 'last.pt'} is not there, so this starts at epoch 1")
     if state:
+        if "optimiser" not in state:
+            raise ValueError(f"{run / 'last.pt'}: holds a predictor alone, as best.pt does; --resume needs a last.pt of train.py")
         typed = typed - {"vision"} if args.vision == "auto" else typed  # the tower that auto chose is in the state
         changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != state["recipe"][n]]
         if changed:
