@@ -17,6 +17,7 @@ LABELS = ["persons hanging bridge and cable", "person stirring pan", "person was
 
 
 def parse(argv):
+    """The command line; an image behind a bare --json would be written over, so that is refused."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = argparse.BooleanOptionalAction
     p.add_argument("image", nargs="*", default=[IMAGE], help=f"image files or folders of them (default {IMAGE})", metavar="IMAGE")
@@ -81,6 +82,7 @@ def answer(args, model):
 
 
 def features_of(args, model, dataset):
+    """Both towers' outputs for a data set, from the cache where it has them."""
     from models.features import encode_archive
 
     return encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
@@ -176,6 +178,7 @@ def classification(args, model):
 
 
 def main(argv=None):
+    """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
         import torch

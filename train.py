@@ -88,6 +88,7 @@ def table_line(first, losses, m, rest=""):
 
 
 def train(args, typed):
+    """Rows -> features -> predictor -> loss. Returns the exit code; raises ValueError or OSError with a message for the user."""
     import torch
 
     from models import checkpoint, losses, metrics, plots
@@ -262,6 +263,7 @@ def train(args, typed):
 
 
 def main(argv=None):
+    """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved); argparse itself exits with 2 on wrong usage."""
     args, typed = parse(argv)
     try:
         for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):

@@ -117,6 +117,7 @@ def train_peak(args, folder):
 
 
 def main(argv=None):
+    """Print the table, then one JSON line. Exit code 0."""
     args = parse(argv)
     import torch
 

@@ -783,6 +783,7 @@ def load_font(path: str = FONT):
 
 
 def main(argv=None):
+    """Draw the images and write both CSVs. Exit code 0 done, 1 failed; argparse itself exits with 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("my_image_archive"), help="folder the JPEGs go to")
     parser.add_argument("--captions", type=Path, default=Path("caption.csv"), help="CSV to write, five captions an image")

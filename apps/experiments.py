@@ -61,6 +61,7 @@ def run(args, vision, flags, seed, folder):
 
 
 def main(argv=None):
+    """Print a Markdown row a tower and recipe as each is done. Exit code 0; a run that fails raises CalledProcessError."""
     args = parse(argv)
     print(f"trained on {args.csv}, judged on {args.eval_csv or 'images held out of it'}, {args.seeds} seeds; percent, mean ± deviation")
     print("| tower | recipe | flags | image to text R@1 / 5 / 10 | text to image R@1 / 5 / 10 | hub-corrected, the same | s |")
