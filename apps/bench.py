@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -109,11 +108,13 @@ def process_seconds(command):
 
 
 def train_peak(args, folder):
-    """Peak resident GB of a `train.py` process on the whole CSV, every caption, cache empty."""
-    command = [sys.executable, "train.py", "--csv", args.csv, "--images", args.images, "--vision", args.vision,
+    """Peak resident GB of a `train.py` process on the whole CSV, every caption, cache empty. The process reads its own VmHWM (Linux):
+    the ru_maxrss of a child starts from that of the process that forked it."""
+    code = "import sys, train; train.main(sys.argv[1:]); print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')))"
+    command = [sys.executable, "-c", code, "--csv", args.csv, "--images", args.images, "--vision", args.vision,
                "--run", f"{folder}/peak", "--cache", f"{folder}/peak.sqlite", "--epochs", "1", "--quiet"]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # Linux: kB
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return int(output.split("VmHWM:")[1].split()[0]) / 1e6  # kB
 
 
 def main(argv=None):
