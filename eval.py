@@ -106,7 +106,7 @@ def retrieval(args, model):
     elif seen:
         print(f"note: {seen} of these {len(dataset.image_names)} images were trained on, which flatters; add --held-out to leave them out")
     features = features_of(args, model, dataset)
-    predicted, text, image_of = model.predict(features.image), features.text, features.image_of
+    predicted, text, image_of = model.predict(features.image).cpu(), features.text, features.image_of
     torch.manual_seed(0)
     untrained = Predictor(**model.state["config"]).eval()
     if recipe["standardise"]:
@@ -124,7 +124,7 @@ def retrieval(args, model):
         bank = VisionTextDataset(recipe["csv"], None, recipe["images"], recipe["image_column"],
                                  recipe["caption_column"], recipe["skip_bad"], only=trained_on)  # fmt: skip
         bank = features_of(args, model, bank)
-        banks = dict(image_bank=model.predict(bank.image), text_bank=bank.text)
+        banks = dict(image_bank=model.predict(bank.image).cpu(), text_bank=bank.text)
         rows["this model, hub-corrected"] = metrics.retrieval(predicted, text, image_of, **banks)
 
     def line(name, m):
@@ -167,7 +167,7 @@ def classification(args, model):
     truth = torch.tensor([folders.index(name.split("/")[0]) for name in dataset.image_names])
     templates = PLAIN if args.templates is False else TEMPLATES
     scores = classify(predicted, class_embeddings(model.encode_text, [names[f] for f in folders], templates))  # (N, C)
-    m, confusion = metrics.classification(scores, truth)
+    m, confusion = metrics.classification(scores.cpu(), truth)
     path = Path(args.run if Path(args.run).is_dir() else ".", "confusion.png")
     plots.confusion(confusion, [names[f] for f in folders], path)
     print(f"{root}: {len(truth)} images, {len(folders)} classes, {len(templates)} templates; confusion matrix in {path}")

@@ -54,8 +54,8 @@ class VLJEPA(nn.Module):
 
     @torch.no_grad()
     def predict(self, image_features):
-        """Tower output (B, Dv) -> (B, Dt) float32 unit rows."""
-        return self.predictor(image_features)
+        """Tower output (B, Dv) on any device -> (B, Dt) float32 unit rows on the model's."""
+        return self.predictor(image_features.to(self.predictor.mean.device))
 
     def encode_text(self, texts):
         """M texts -> (M, Dt) float32 unit rows."""
