@@ -65,14 +65,24 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
             columns.append(store.rows(keys, image_rows, f"images, {part.name}", quiet))
         image = F.normalize(torch.cat(columns, dim=1), dim=-1)
 
-        def text_rows(captions):
-            captions = sorted(captions, key=lambda i: len(dataset.captions[i]), reverse=True)  # alike lengths, little padding
-            for i in range(0, len(captions), 512):
-                yield captions[i : i + 512], text.encode([dataset.captions[c] for c in captions[i : i + 512]])
-
-        keys = [_key(text, caption.encode()) for caption in dataset.captions]
-        rows = F.normalize(store.rows(keys, text_rows, f"captions, {text.name}", quiet), dim=-1)
+        rows = _caption_rows(store, dataset.captions, text, quiet)
         return Features(image, rows, torch.tensor(dataset.image_of))
+
+
+def encode_captions(captions, text, cache=".cache/features.sqlite", quiet=False):
+    """(len(captions), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
+    with closing(FeatureCache(cache)) as store:
+        return _caption_rows(store, captions, text, quiet)
+
+
+def _caption_rows(store, captions, text, quiet):
+    def encode(unseen):
+        unseen = sorted(unseen, key=lambda i: len(captions[i]), reverse=True)  # alike lengths, little padding
+        for i in range(0, len(unseen), 512):
+            yield unseen[i : i + 512], text.encode([captions[c] for c in unseen[i : i + 512]])
+
+    keys = [_key(text, caption.encode()) for caption in captions]
+    return F.normalize(store.rows(keys, encode, f"captions, {text.name}", quiet), dim=-1)
 
 
 def _key(tower, content):

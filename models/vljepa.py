@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from models import checkpoint
-from models.dataset import open_image, upright_rgb
+from models.dataset import open_image, read_captions, upright_rgb
+from models.features import encode_captions
 from models.predictor import Predictor
 from models.text import TextEncoder
 from models.vision import VisionEncoder
@@ -60,6 +61,18 @@ class VLJEPA(nn.Module):
     def encode_text(self, texts):
         """M texts -> (M, Dt) float32 unit rows."""
         return self.text.encode([texts] if isinstance(texts, str) else texts)
+
+    def memory(self, cache=".cache/features.sqlite"):
+        """(captions, (M, Dt) float32 unit rows on the CPU): the distinct captions the predictor was trained on and their
+        embeddings, from the feature cache. ValueError when the captions file it was trained on is not there any more."""
+        recipe, trained_on = self.state["recipe"], set(self.state["trained_on"])
+        if not Path(recipe["csv"]).is_file():
+            raise ValueError(f"{recipe['csv']}: the captions this model was trained on are not there; run this where train.py ran")
+        rows = read_captions(recipe["csv"], recipe["image_column"], recipe["caption_column"], recipe["skip_bad"])
+        captions = list(dict.fromkeys(row.caption for row in rows if row.image_name in trained_on))
+        if not captions:
+            raise ValueError(f"{recipe['csv']}: holds none of the images this model was trained on, so it is another file now")
+        return captions, encode_captions(captions, self.text, cache, quiet=True)
 
     def classify(self, image, labels):
         """Cosine score of each label, (C,) float32, for one image."""
