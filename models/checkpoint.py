@@ -46,6 +46,11 @@ def load(path, device="cpu"):
             TypeError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise ValueError(f"{path}: damaged, or not a checkpoint of train.py ({type(error).__name__}: {reason})") from None
+    return checked(state, path)
+
+
+def checked(state, path):
+    """`state` as it is when it is a predictor of this project with finite parameters; ValueError naming `path` when not."""
     if not isinstance(state, dict) or state.get("format") != FORMAT or any(key not in state for key in NEEDED):
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: not a checkpoint of this project's train.py (its format is {found!r}, not {FORMAT!r})")

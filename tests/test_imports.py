@@ -90,7 +90,8 @@ def test_wires_never_import_each_other(path):
 @pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py", *MODELS], ids=lambda path: path.stem)
 def test_heavy_packages_are_imported_where_they_are_needed(path):
     """Catches an import of seconds at module level, which --help and models.metrics would pay for."""
-    assert offenders(path, HEAVY, at_once=True) == []
+    allowed = {"huggingface_hub"} if path.stem == "vljepa" else set()  # the class stands on its mixin
+    assert offenders(path, HEAVY - allowed, at_once=True) == []
 
 
 @pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py"], ids=lambda path: path.stem)

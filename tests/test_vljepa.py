@@ -130,3 +130,90 @@ def test_configuration_that_does_not_fit_the_parameters_is_refused(run, tmp_path
     path = changed(run, tmp_path, lambda state: state["config"].update(change))
     with pytest.raises(ValueError, match="best.pt"):
         VLJEPA.load(path)
+
+
+@pytest.fixture
+def shared(model, tmp_path, no_hub):
+    """The folder `save_pretrained` writes, with no network to help."""
+    model.save_pretrained(tmp_path / "shared")
+    return tmp_path / "shared"
+
+
+def test_shared_folder_gives_the_same_model_offline(run, model, shared, images, tmp_path):
+    """Catches a round trip that rounds, and a shared model that can't be shared again."""
+    again = VLJEPA.from_pretrained(shared)
+    assert all(torch.equal(v, again.predictor.state_dict()[k]) for k, v in model.predictor.state_dict().items())
+    assert torch.equal(again.encode_image(images), model.encode_image(images))
+    assert torch.equal(VLJEPA.load(shared).encode_image(images), model.encode_image(images))
+    again.save_pretrained(tmp_path / "again")
+    files = sorted(p.name for p in shared.iterdir())
+    assert files == ["README.md", "config.json", "model.safetensors"]
+    assert all((shared / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
+
+
+def test_shared_folder_tells_what_it_is_and_not_whose(run, model, shared):
+    """Catches a card without the facts, and one that publishes the names of private photographs or folders."""
+    told = (shared / "README.md").read_text()
+    for tower in model.state["towers"].values():
+        assert tower["name"] in told and tower["sha256"] in told
+    assert "6 images with 6 captions" in told and "| loss | info_nce |" in told and "no image was held out" in told
+    everything = told + (shared / "config.json").read_text()
+    assert "red.jpg" not in everything and str(run.parent) not in everything
+
+
+def test_card_has_the_results_it_is_given(model):
+    """Catches intervals or directions that change places."""
+    ways = ("text_retrieval", "image_retrieval")
+    values = {f"{way}_recall@{k}": (i * 30 + k) / 100 for i, way in enumerate(ways) for k in (1, 5, 10)}
+    results = dict(dataset="dev", images=7, captions=35, metrics=values, interval_95={k: (v - 0.01, v + 0.01) for k, v in values.items()})
+    told = model.generate_model_card(results).text
+    assert "| image to text | 1.0 (0.0 to 2.0) | 5.0 (4.0 to 6.0) | 10.0 (9.0 to 11.0) |" in told
+    assert "| text to image | 31.0 (30.0 to 32.0) |" in told and "7 images and 35 captions of dev" in told
+
+
+def test_saving_over_another_model_replaces_its_card(model, shared):
+    """Catches a card that tells of the model that was there before."""
+    (shared / "README.md").write_text("another model")
+    model.save_pretrained(shared)
+    assert "another model" not in (shared / "README.md").read_text()
+
+
+def test_shared_folder_that_was_changed_is_refused(model, shared):
+    """Catches weights or towers that are not those of the configuration."""
+    config = (shared / "config.json").read_text()
+    (shared / "config.json").write_text(config.replace(model.state["towers"]["vision"]["sha256"], "0" * 64))
+    with pytest.raises(ValueError, match="don't mix"):
+        VLJEPA.load(shared)
+    (shared / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        VLJEPA.load(shared)
+    (shared / "config.json").write_text(config)
+    weights = (shared / "model.safetensors").read_bytes()
+    (shared / "model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        VLJEPA.load(shared)
+    (shared / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        VLJEPA.load(shared)
+
+
+def test_push_uploads_the_folder(model, monkeypatch):
+    """Catches a push that sends nothing, or more than the three files."""
+    from huggingface_hub import hub_mixin
+
+    sent = {}
+
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return type("Url", (), dict(repo_id=repo_id))
+
+        def upload_folder(self, repo_id, folder_path, **rest):
+            sent[repo_id] = sorted(p.name for p in folder_path.iterdir())
+            return "url"
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    assert model.push_to_hub("me/squares") == "url"
+    assert sent == {"me/squares": ["README.md", "config.json", "model.safetensors"]}
