@@ -53,6 +53,13 @@ def _find(name):
                                 f"fetched from {host} ({error}); connect once, or name a local folder") from None  # fmt: skip
 
 
+class OneDNNLinear(torch.nn.Linear):
+    """A frozen linear layer through oneDNN, whose float32 product is twice as fast as MKL's on AMD (EXPERIMENTS.md)."""
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
 class TextEncoder:
     """`.encode(texts) -> (M, dim)` float32 unit rows. `name` is a row of TEXT_ENCODERS, a sentence-transformers
     name, or a local folder. `.sha256` is that of the weights; `.key` adds the tokenizer and settings, so that the
@@ -78,7 +85,12 @@ class TextEncoder:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # loading takes a tenth of a second
-        return SentenceTransformer(str(self.path), device=str(self.device), local_files_only=True).eval().requires_grad_(False)
+        network = SentenceTransformer(str(self.path), device=str(self.device), local_files_only=True).eval().requires_grad_(False)
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            for layer in network.modules():
+                if type(layer) is torch.nn.Linear:
+                    layer.__class__ = OneDNNLinear
+        return network
 
     @property
     def dim(self):
