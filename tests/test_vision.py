@@ -16,7 +16,7 @@ from conftest import picture
 from PIL import Image
 from safetensors.torch import save_file
 
-from models.vision import PACKAGED, VISION_ENCODERS, VisionEncoder, _read_weights, choose
+from models.vision import PACKAGED, VISION_ENCODERS, VisionEncoder, choose, read_weights
 
 # -------------------------------------------------------------------------------------------------------- efficientnet-lite
 
@@ -33,7 +33,7 @@ def plain(lite0, lite2):
 
     def network(tower):
         network = timm.create_model(tower.spec["timm"])
-        network.load_state_dict(dict(zip(network.state_dict(), _read_weights(tower.path).values(), strict=True)))
+        network.load_state_dict(dict(zip(network.state_dict(), read_weights(tower.path).values(), strict=True)))
         return network.eval()
 
     return {tower.name: (tower, network(tower)) for tower in (lite0, lite2)}
@@ -200,6 +200,25 @@ def test_clip_encode_equals_open_clip(clip, clip_model, clip_pixels):
     assert rows.shape == (3, 512) and rows.dtype == torch.float32 and clip.dim == 512
     assert (rows - reference).abs().max() < 1e-4
     assert rows.std(dim=0).mean() > 1e-3  # not one constant row for all
+
+
+def test_clip_folded_for_the_cpu_equals_the_plain_network(clip, clip_pixels):
+    """Catches a constant folded into the wrong weights, and a network that was taken over and then used."""
+    rows = clip.encode(clip_pixels)
+    assert (rows - F.normalize(clip.network(clip_pixels), dim=-1)).abs().max() < 2e-6
+    assert type(clip.fast) is not type(clip.network)
+    assert torch.equal(rows[2:], clip.encode(clip_pixels[2:]))  # an image's features don't depend on its neighbours
+
+
+def test_clip_in_bfloat16_is_close_and_kept_apart(clip, clip_file, clip_pixels, monkeypatch):
+    """Catches rows of two precisions under one key of the cache, and a product that overflowed or was rounded twice."""
+    row = {key: value for key, value in VISION_ENCODERS["clip-vit-b-16-bf16"].items() if key != "hub"}
+    monkeypatch.setitem(VISION_ENCODERS, "local", row | dict(file=clip_file))
+    bf16 = VisionEncoder("cpu", "local")
+    rows = bf16.encode(clip_pixels)
+    assert rows.dtype == torch.float32 and (rows * clip.encode(clip_pixels)).sum(1).min() > 0.9998
+    assert torch.equal(rows[2:], bf16.encode(clip_pixels[2:]))
+    assert bf16.key != clip.key and bf16.sha256 == clip.sha256
 
 
 def test_clip_really_uses_quickgelu(clip, clip_file, clip_pixels):
