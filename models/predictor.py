@@ -25,11 +25,11 @@ class Predictor(nn.Module):
         self.register_buffer("std", torch.ones(vision_dim))
         self.members = nn.ModuleList(
             nn.Sequential(
-                nn.Dropout(input_dropout),
-                nn.Linear(vision_dim, hidden_dim),
+                Dropout(input_dropout),
+                Linear(vision_dim, hidden_dim),
                 nn.GELU(),
-                nn.Dropout(dropout),
-                nn.Linear(hidden_dim, text_dim),
+                Dropout(dropout),
+                Linear(hidden_dim, text_dim),
             )
             for _ in range(members)
         )
@@ -49,3 +49,44 @@ class Predictor(nn.Module):
 
     def forward(self, image_features):
         return F.normalize(sum(self.each(image_features)), dim=-1)  # (B, text_dim)
+
+
+# The same two layers as torch's, faster on a CPU: together 1.9 x the training steps a second (EXPERIMENTS.md).
+
+
+class Dropout(nn.Dropout):
+    """With a mask of random bytes, so `p` is rounded to a multiple of 1/256. torch draws one number an element, on one core."""
+
+    def forward(self, x):
+        below = round(256 * self.p)
+        if x.device.type != "cpu" or not self.training or below in (0, 256):
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= below
+        return x * kept * (256 / (256 - below))
+
+
+class Linear(nn.Linear):
+    """nn.Linear through oneDNN, whose float32 product is twice as fast as MKL's on AMD."""
+
+    def forward(self, x):
+        if x.device.type != "cpu" or x.ndim != 2 or not len(x) or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        return _Product.apply(x, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        to_x = _product(grad, weight.T.contiguous()) if ctx.needs_input_grad[0] else None
+        return to_x, _product(grad.T.contiguous(), x.T.contiguous()), grad.sum(0)
+
+
+def _product(x, weight, bias=None):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.predictor import Predictor
+from models.predictor import Dropout, Linear, Predictor
 
 SIZES = dict(vision_dim=10, text_dim=6, hidden_dim=8)
 
@@ -118,3 +118,34 @@ def test_dropout_acts_in_training_alone(which):
 def test_statistics_are_no_parameters():
     """Catches a mean and deviation that the optimiser would train away."""
     assert all(name.startswith("members.") for name, _ in Predictor(**SIZES).named_parameters())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_linear_and_its_gradients_equal_torchs(rows):
+    """Catches a transposed product in the backward pass, and an empty batch that oneDNN refuses."""
+    torch.manual_seed(0)
+    fast, plain = Linear(70, 30), torch.nn.Linear(70, 30)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(rows, 70)
+    grads = []
+    for layer in (fast, plain):
+        inputs = x.clone().requires_grad_()
+        (layer(inputs) ** 2).sum().backward()
+        grads.append([inputs.grad, layer.weight.grad, layer.bias.grad])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0])
+def test_dropout_drops_its_share_everywhere_and_keeps_the_mean(p):
+    """Catches a mask with a weak bit (every eighth byte), a scale that is off, and a mask that repeats."""
+    torch.manual_seed(0)
+    dropout, x = Dropout(p).train(), torch.ones(4001, 97)
+    y = dropout(x)
+    share = round(256 * p) / 256 if p < 0.99 else p
+    assert abs((y == 0).double().mean() - share) < 0.004
+    by_byte = (y.flatten()[: y.numel() // 8 * 8].view(-1, 8) == 0).double().mean(0)
+    assert (by_byte - share).abs().max() < 0.012
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)) if len(kept) else kept)
+    assert p in (0.0, 1.0) or not torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)
