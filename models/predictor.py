@@ -42,8 +42,11 @@ class Predictor(nn.Module):
         self.mean.copy_(image_features.mean(0))
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
-    def each(self, image_features):
-        """What each member says, for the loss: a list of (B, text_dim) unit rows."""
+    def each(self, image_features, rows=None):
+        """What each member says, for the loss: a list of (B, text_dim) unit rows. `rows` (start, total): these are rows
+        start, start + 1, ... of a batch of `total`, the rest of which other processes predict (models/ranks.py)."""
+        for dropout in (layer for member in self.members for layer in member if isinstance(layer, Dropout)):
+            dropout.rows = rows
         x = (image_features - self.mean) / self.std
         return [F.normalize(member(x), dim=-1) for member in self.members]
 
@@ -55,14 +58,19 @@ class Predictor(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """With a mask of random bytes, so `p` is rounded to a multiple of 1/256. torch draws one number an element, on one core."""
+    """With a mask of random bytes, so `p` is rounded to a multiple of 1/256. torch draws one number an element, on one core.
+    Where `rows` (start, total) is set, the mask is that part of the mask of `total` rows."""
+
+    rows = None
 
     def forward(self, x):
         below = round(256 * self.p)
         if x.device.type != "cpu" or not self.training or below in (0, 256):
             return super().forward(x)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= below
+        start, total = self.rows or (0, x.numel() // x.shape[-1])
+        width = x.shape[-1]
+        words = torch.empty(-(-total * width // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[start * width :][: x.numel()].view(x.shape) >= below
         return x * kept * (256 / (256 - below))
 
 
@@ -70,7 +78,8 @@ class Linear(nn.Linear):
     """nn.Linear through oneDNN, whose float32 product is twice as fast as MKL's on AMD."""
 
     def forward(self, x):
-        if x.device.type != "cpu" or x.ndim != 2 or not len(x) or not torch.backends.mkldnn.is_available():
+        plain = x.device.type != "cpu" or x.ndim != 2 or not len(x) or not torch.backends.mkldnn.is_available()
+        if plain or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)
 
