@@ -12,22 +12,44 @@ import csv
 import hashlib
 import io
 import os
+import re
+import stat
 import struct
+import unicodedata
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SEPARATORS = (",", "\t", ";", "|")
 # EPS and PDF are left out on purpose: Pillow hands them to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+MAX_SCANS = 500  # of a JPEG, each a pass over all of it: a small file can ask for hours. libjpeg-turbo's own fuzzers stop there
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB), here an error and not a warning
-# What Pillow's decoders were seen to raise on damaged files, beside OSError (FACTS: truncated, mutated, bombs).
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, TypeError, OverflowError,
+# What Pillow's decoders were seen to raise on damaged files, beside OSError (tests/corpus.py: truncated, mutated, bombs).
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError,
                  AttributeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+# What else lies in folders of images: how it begins, and what to say.
+NOT_IMAGES = {
+    rb"\Z": "it is empty",
+    rb"(?s).{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC photo; make a JPEG of it, for example with the package pillow-heif",
+    rb"(?s).{4}ftyp(?!avi)": "it is a film",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?html": "it is a web page, so its download went wrong",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|!doctype svg|svg)": "it is a drawing (SVG); save it as PNG",
+    rb"8BPS": "it is a Photoshop file; save it as PNG",
+    rb"version https://git-lfs": "it is Git LFS's pointer to the image; fetch that with: git lfs pull",
+    rb"": f"it is not an image of a kind read here ({', '.join(FORMATS)}), or its beginning is damaged",
+}
+NOT_CSV = {
+    b"\xff\xfe\0\0": "it is UTF-32; save it as UTF-8: iconv -f utf-32 -t utf-8",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8: iconv -f utf-16 -t utf-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8: iconv -f utf-16 -t utf-8",
+    b"PK\3\4": "it is an Excel workbook or a ZIP archive; save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "it is packed with gzip; unpack it first",
+}
 
 
 class Row(NamedTuple):
@@ -41,26 +63,30 @@ def read_captions(csv_path, image_column="image_name", caption_column="comment",
 
     The separator is whichever of comma, tab, semicolon or pipe makes a header that holds both columns.
     Raises ValueError naming the file and every bad line (wrong number of fields, empty name or caption);
-    with `skip_bad` those lines are left out and printed instead.
+    with `skip_bad` those lines are left out and printed instead. OSError when there is no such file.
     """
-    path = Path(csv_path)
+    path = check_file(csv_path)
+    data = path.read_bytes()
+    if what := next((what for start, what in NOT_CSV.items() if data.startswith(start)), None):
+        raise ValueError(f"{path}: {what}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
+        line = len(re.findall(rb"\r\n?|\n", data[: error.start])) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; "
                          f"save the file as UTF-8, for example: iconv -f cp1252 -t utf-8 {path}") from None  # fmt: skip
+    lines = re.split("\r\n?|\n", text)  # as csv does; str.splitlines would also cut at U+2028 and its like
     if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
+        line = next(number for number, line in enumerate(lines, 1) if "\0" in line)
         raise ValueError(f"{path}, line {line}: holds a NUL byte, so it is not a text file; save it as UTF-8 CSV")
-    first = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
+    first = next((line for line in lines if line.strip()), "")[: csv.field_size_limit()]
     headers = {s: [f.strip() for f in next(csv.reader([first], delimiter=s, skipinitialspace=True), [])] for s in SEPARATORS}
     fits = [s for s, fields in headers.items() if {image_column, caption_column} <= set(fields)]
     if not fits:
         found = max(headers.values(), key=len)
         lost = [c for c in (image_column, caption_column) if c not in found]
-        raise ValueError(f"{path}: no column {' and no column '.join(map(repr, lost))} (found: {', '.join(found) or 'nothing'}); "
-                         "name yours with --image-column and --caption-column")  # fmt: skip
+        raise ValueError(f"{path}: no column {' and no column '.join(map(repr, lost))} (found: {', '.join(found)[:300] or 'nothing'}); "
+                         "name yours with --image-column and --caption-column; a published data set: python -m apps.prepare")  # fmt: skip
     fields = headers[fits[0]]
     for column in (image_column, caption_column):
         if fields.count(column) > 1:
@@ -85,7 +111,7 @@ def read_captions(csv_path, image_column="image_name", caption_column="comment",
             else:
                 rows.append(Row(record[image_at], record[caption_at], line))
     except csv.Error as error:  # an open quote, text after a closing quote, a field over csv.field_size_limit()
-        raise ValueError(f"{path}, line {start}: {error}; quote the caption with \"...\" and write a quote inside it twice") from None
+        raise ValueError(f"{path}, line {start}: {error}; close the quote that is open, write one inside a caption twice") from None
     if bad and not skip_bad:
         raise ValueError(f"{path}: {len(bad)} bad lines; mend them, or leave them out with --skip-bad\n  " + "\n  ".join(bad))
     if bad:
@@ -109,6 +135,14 @@ def split_by_image(image_names, val_fraction=0.1, seed=0):
     return names - val, val
 
 
+def check_file(path):
+    """`path` as a Path. ValueError when it is a folder or a pipe (which to open would wait for ever) and not a file."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: it is a {'folder' if stat.S_ISDIR(mode) else 'pipe, socket or device'}, not a file")
+    return Path(path)
+
+
 def image_path(image_dir, name):
     """The path of an image inside `image_dir`. Names are somebody's text: one that leads outside raises ValueError."""
     folder = Path(image_dir).resolve()
@@ -121,24 +155,58 @@ def image_path(image_dir, name):
 def open_image(file):
     """An image file (path or binary file object) as an upright RGB PIL image, see `upright_rgb`.
 
-    Raises ValueError saying why a file can't be decoded; FileNotFoundError when there is none."""
-    name = file if isinstance(file, (str, os.PathLike)) else "image"
+    Raises ValueError saying why a file can't be decoded; OSError when there is none, or it may not be read."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(check_file(file), "rb") as opened:
+            return _decode(opened, file)
+    return _decode(file, "image")
+
+
+def _decode(file, name):
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}; scale it down")
-            image.load()
-            return upright_rgb(image)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
+            _mend(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except UnidentifiedImageError:
+        file.seek(0)
+        head = file.read(100)
+        what = next(what for start, what in NOT_IMAGES.items() if re.match(start, head))
+        raise ValueError(f"{name}: cannot identify an image: {what}") from None
     except DECODE_ERRORS as error:
         raise ValueError(f"{name}: can't be decoded as an image ({type(error).__name__}: {error})") from None
+
+
+def _mend(image):
+    """Put right, or refuse, what Pillow 13 would decode for hours, or to wrong pixels (each is a file of tests/corpus.py)."""
+    if image.format in ("JPEG", "MPO"):
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if scans > MAX_SCANS:
+            raise ValueError(f"{scans} scans are over the limit of {MAX_SCANS}; save it anew")
+    if image.format == "TIFF" and image.mode.startswith("I"):
+        (bits, *_), photometric, (form, *_) = (image.tag_v2.get(tag, (1,)) for tag in (258, 262, 339))
+        if (bits, photometric, form) != (16, 1, 1):  # Pillow scales no 12 bits, turns no white-is-zero, tells no sign
+            raise ValueError(f"grey TIFF with BitsPerSample {bits}, PhotometricInterpretation {photometric} and SampleFormat {form} "
+                             "has no known white here; save it as 8 bit")  # fmt: skip
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        raise ValueError("its pixels are numbers of a palette, and there is no palette")
+    if image.format == "PNG" and isinstance(image.info.get("transparency"), (int, tuple)) and image.tile:
+        coding = image.tile[0].args
+        if "16" in coding:  # Pillow keeps 8 bits of the pixels, and compares those with all 16 of the colour
+            raise ValueError("16 bit with one colour that stands for transparency; save it with an alpha channel, or as 8 bit")
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(coding, 1)  # Pillow scales the pixels only
 
 
 def upright_rgb(image):
     """A PIL image of any mode as RGB: EXIF orientation applied, transparency composited on white, 16-bit grey scaled to 8,
     the first frame of an animation. ValueError for pixels that have no known white (32-bit, floating-point)."""
-    image = ImageOps.exif_transpose(image)
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image):
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known white; save it as 8 or 16 bit")
     if image.mode.startswith("I"):  # 16-bit grey; convert('RGB') would clip it to near white
@@ -146,10 +214,13 @@ def upright_rgb(image):
         low, high = image.getextrema()
         if low < 0 or high > 65535:
             raise ValueError(f"32-bit integer pixels from {low} to {high} have no known white; save it as 8 or 16 bit")
-        return image.point(lambda value: value * (1 / 257)).convert("RGB")
+        image = image.point(lambda value: value * (1 / 257))  # in its own line, so that the copy above is let go
+        return image.convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
     return image.convert("RGB")
 
 
@@ -185,10 +256,14 @@ class VisionTextDataset:
         def reason(name):
             try:
                 path = image_path(self.image_dir, name)
-                if not path.is_file():
-                    return f"{path}: no such file"
                 if decode:
                     open_image(path)
+                else:
+                    open(check_file(path), "rb").close()  # is there, is a file, and may be read
+            except FileNotFoundError:
+                twins = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+                twin = any(twin.is_file() for twin in twins)
+                return f"{path}: no such file" + ", but one that looks the same and is spelled in another Unicode form; rename it" * twin
             except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a symbolic link to itself, before Python 3.13
                 return str(error)
 
