@@ -4,6 +4,7 @@
     python eval.py photo.jpg --labels "a dog" "a cat"                your image, your labels
     python eval.py --csv caption.csv --held-out                      retrieval both ways over a captions CSV
     python eval.py --classes DIR                                     zero-shot classification of a folder of class folders
+    python eval.py photo.jpg --onnx model.int8.onnx                  any of these from a file of `python -m apps.export`
 """
 
 import argparse
@@ -24,7 +25,9 @@ def parse(argv):
     p.add_argument("--labels", nargs="+", default=LABELS, help="what to choose from", metavar="LABEL")
     p.add_argument("--labels-file", help="a text file of labels, one a line")
     p.add_argument("--templates", action=flag, help="put labels into prompt templates and average (default: for --classes only)")
-    p.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
+    model = p.add_mutually_exclusive_group()
+    model.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
+    model.add_argument("--onnx", help="image side from this file of apps.export, run by ONNX Runtime on the CPU", metavar="FILE")
     p.add_argument("--csv", help="print the retrieval table of this captions file")
     p.add_argument("--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR")
     p.add_argument("--image-column", default="image_name", help="name of the CSV's column of image names (default %(default)s)")
@@ -41,6 +44,9 @@ def parse(argv):
     args = p.parse_args(argv)
     if args.json not in (None, "-") and not args.json.endswith(".json"):
         p.error(f"--json {args.json}: would write over that file; give a name that ends in .json, or put --json last")
+    if args.onnx and (args.held_out or args.hub_correction):
+        p.error("--onnx: the file does not name the images it was trained on, which --held-out and --hub-correction need; take --run")
+    args.run = args.onnx or args.run
     return args
 
 
@@ -98,22 +104,27 @@ def retrieval(args, model):
     from models.predictor import Predictor
 
     recipe, trained_on = model.state["recipe"], set(model.state["trained_on"])
+    if not trained_on and (args.held_out or args.hub_correction):
+        raise ValueError(f"{args.run}: a shared model does not name the images it was trained on; take the run folder of train.py")
     images = args.images or recipe["images"]
     dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
     seen = len(trained_on & set(dataset.image_names))
     if args.held_out:
         dataset.keep(set(dataset.image_names) - trained_on)
+    elif not trained_on:
+        print(f"note: {args.run} does not name the images it was trained on; any of these that were among them flatter it")
     elif seen:
         print(f"note: {seen} of these {len(dataset.image_names)} images were trained on, which flatters; add --held-out to leave them out")
     features = features_of(args, model, dataset)
     predicted, text, image_of = model.predict(features.image).cpu(), features.text, features.image_of
-    torch.manual_seed(0)
-    untrained = Predictor(**model.state["config"]).eval()
-    if recipe["standardise"]:
-        untrained.standardise(features.image)
     rows = {"chance": metrics.chance(image_of, len(predicted))}
-    with torch.no_grad():
-        rows["untrained predictor"] = metrics.retrieval(untrained(features.image), text, image_of)
+    if not args.onnx:  # such a file gives the trained predictor's output and not the tower's
+        torch.manual_seed(0)
+        untrained = Predictor(**model.state["config"]).eval()
+        if recipe["standardise"]:
+            untrained.standardise(features.image)
+        with torch.no_grad():
+            rows["untrained predictor"] = metrics.retrieval(untrained(features.image), text, image_of)
     rows["mean caption"] = metrics.retrieval(F.normalize(text.mean(0, keepdim=True), dim=-1).expand(len(predicted), -1), text, image_of)
     own = model.vision.encode_text(dataset.captions)
     if own is not None:
@@ -183,12 +194,13 @@ def main(argv=None):
     try:
         import torch
 
+        from models.exported import Exported
         from models.vljepa import VLJEPA
 
         device = args.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = VLJEPA.load(args.run, device)
+        model = Exported(args.onnx, device) if args.onnx else VLJEPA.load(args.run, device)
         with redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
             result = retrieval(args, model) if args.csv else classification(args, model) if args.classes else answer(args, model)
         if args.json == "-":
