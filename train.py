@@ -2,6 +2,7 @@
 
     python train.py                                                       the archive that comes with it, minutes on a CPU
     python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the recipe that measured best
+    torchrun --nproc_per_node=2 train.py --shards 'cc3m-{00000..00331}.tar'    several processes, WebDataset tars
 
 The frozen towers run once an image and once a caption (models/features.py); after that an epoch is tensor slices.
 """
@@ -11,10 +12,10 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 # What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
@@ -24,7 +25,8 @@ RECIPES = {
     "retrieval": dict(loss="info_nce", epochs=20, batch_size=1280, lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01,
                       hidden=2048, members=3, dropout=0.5, input_dropout=0.5, standardise=True, group_captions=True),
 }  # fmt: skip
-FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "images", "csv"}
+FREE_ON_RESUME = {"resume", "epochs", "device", "cache", "workers", "encode_batch", "quiet", "run", "images", "csv", "shards",
+                  "shard_features", "bf16", "compile"}  # fmt: skip
 
 
 def parse(argv):
@@ -36,6 +38,8 @@ def parse(argv):
     d.add_argument("--images", default="my_image_archive", help="folder the image names are in (default %(default)s)")
     d.add_argument("--image-column", default="image_name", help="name of the column of image names (default %(default)s)")
     d.add_argument("--caption-column", default="comment", help="name of the column of captions (default %(default)s)")
+    d.add_argument("--shards", default="", metavar="PATTERN", help="WebDataset tars in place of --csv: 'cc3m-{00000..00331}.tar'")
+    d.add_argument("--shard-features", default=".cache/shards", help="folder for the towers' outputs of --shards (default %(default)s)")
     d.add_argument("--skip-bad", action=flag, default=False, help="leave out images and lines that can't be used instead of stopping")
     d.add_argument("--val-fraction", type=float, default=0.1, help="share of the images held out, 0 to under 1 (default %(default)s)")
     d.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
@@ -65,6 +69,8 @@ def parse(argv):
     r.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     r.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: the cores, %(default)s)")
     r.add_argument("--encode-batch", type=int, default=32, help="images a tower sees at once (default %(default)s)")
+    r.add_argument("--bf16", action=flag, default=False, help="the predictor's products in bfloat16, its parameters in float32")
+    r.add_argument("--compile", action=flag, default=False, help="torch.compile the predictor")
     r.add_argument("--quiet", action=flag, default=False, help="no progress bars")
     defaults = vars(p.parse_args([]))
     typed = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
@@ -87,62 +93,104 @@ def table_line(first, losses, m, rest=""):
     return f"{first:>7} {losses:>17} | {both} | {rest}"
 
 
-def train(args, typed):
-    """Rows -> features -> predictor -> loss. Returns the exit code; raises ValueError or OSError with a message for the user."""
+def resumed(args, typed, state, last):
+    """The flags to go on with: those of the run that saved `state`, and what was typed where it may be changed."""
+    recipe = {n: state["recipe"].get(n, value) for n, value in vars(args).items()}
+    wrong = [n for n, value in vars(args).items() if type(recipe[n]) is not type(value)]
+    if wrong or [recipe["hidden"], recipe["members"]] != [state["config"].get(n) for n in ("hidden_dim", "members")]:
+        raise ValueError(f"{last}: its recipe is not one of train.py ({', '.join(wrong) or 'hidden, members'}); start another --run")
+    typed = typed - {"vision"} if args.vision == "auto" else typed  # the tower that auto chose is in the state
+    changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != recipe[n]]
+    if changed:
+        told = ", ".join(f"--{n.replace('_', '-')} {recipe[n]}" for n in changed)
+        raise ValueError(f"{last} was trained with {told}; resume without changing that, or start another --run")
+    return argparse.Namespace(**recipe | {n: getattr(args, n) for n in typed | {"resume", "run"}})
+
+
+def read(args, vision, text, rank, world):
+    """(features, image names, what tells this data from other data): every row through the towers, once."""
+    from models import ranks
+    from models.dataset import VisionTextDataset, open_image
+    from models.features import Features, encode_archive
+
+    if args.shards:
+        from models.shards import encode_shards, open_shards
+
+        options = (rank, world, args.encode_batch, args.workers, args.quiet)
+        names = encode_shards(args.shards, args.shard_features, vision, text, open_image, *options)
+        ranks.wait()
+        shards = open_shards(args.shard_features, names)
+        return Features(shards.image, shards.text, shards.image_of), list(shards.names()), shards.digest
+    where, encode = (args.csv, None, args.images, args.image_column, args.caption_column), (args.encode_batch, args.workers, args.quiet)
+    if world > 1:  # each rank encodes its share into the cache; what it leaves out is reported below
+        with redirect_stdout(None):
+            mine = VisionTextDataset(*where, skip_bad=True)
+            mine.keep(set(mine.image_names[ranks.share(len(mine.image_names), rank, world)]))
+            encode_archive(mine, vision, text, args.cache, *encode)
+        ranks.wait()
+    dataset = VisionTextDataset(*where, args.skip_bad)
+    features = encode_archive(dataset, vision, text, args.cache, *encode)
+    data = "\n".join(f"{row.image_name}\t{row.caption}" for row in dataset.rows)
+    return features, dataset.image_names, hashlib.sha256(data.encode()).hexdigest()
+
+
+def train(args, typed, stop):
+    """Rows -> features -> predictor -> loss. `stop` is the list of signals that came; from the first epoch on it is looked at after
+    every step. Returns the exit code; raises ValueError or OSError with a message for the user."""
     import torch
 
-    from models import checkpoint, losses, metrics, plots
-    from models.dataset import VisionTextDataset, split_by_image
-    from models.features import encode_archive
+    from models import checkpoint, losses, metrics, plots, ranks
+    from models.dataset import split_by_image
+    from models.features import Features
     from models.predictor import Predictor
     from models.text import TextEncoder
     from models.vision import VisionEncoder, choose
 
-    run = Path(args.run)
-    state = checkpoint.load(run / "last.pt") if args.resume and (run / "last.pt").exists() else None
+    run, last = Path(args.run), Path(args.run, "last.pt")
+    state = checkpoint.load(last, whole=True) if args.resume and last.exists() else None
     if args.resume and state is None:
-        print(f"--resume: {run / 'last.pt'} is not there, so this starts at epoch 1")
+        print(f"--resume: {last} is not there, so this starts at epoch 1")
     if state:
-        if "optimiser" not in state:
-            raise ValueError(f"{run / 'last.pt'}: holds a predictor alone, as best.pt does; --resume needs a last.pt of train.py")
-        typed = typed - {"vision"} if args.vision == "auto" else typed  # the tower that auto chose is in the state
-        changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != state["recipe"][n]]
-        if changed:
-            told = ", ".join(f"--{n.replace('_', '-')} {state['recipe'][n]}" for n in changed)
-            raise ValueError(f"{run / 'last.pt'} was trained with {told}; resume without changing that, or start another --run")
-        kept = {n: v for n, v in state["recipe"].items() if n not in typed | {"resume", "run"}}
-        args = argparse.Namespace(**vars(args) | kept)
+        args = resumed(args, typed, state, last)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+    rank, world = ranks.start(device)  # (0, 1) without torchrun
+    if world > 1 and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
 
     # data: rows -> features, once
     name, why = choose(args.vision)
     print(f"image tower {name}: {why}" if args.vision == "auto" else f"image tower {name}")
     args.vision = name
     vision, text = VisionEncoder(device, name), TextEncoder(device, args.text)
-    dataset = VisionTextDataset(args.csv, None, args.images, args.image_column, args.caption_column, args.skip_bad)
-    features = encode_archive(dataset, vision, text, args.cache, args.encode_batch, args.workers, args.quiet)
+    features, names, data = read(args, vision, text, rank, world)
     vision.release(), text.release()  # training has no use for them
-    _, val_names = split_by_image(dataset.image_names, args.val_fraction, args.seed)
-    is_val = torch.tensor([image in val_names for image in dataset.image_names])
+    source = args.shards or args.csv
+    _, val_names = split_by_image(names, args.val_fraction, args.seed)
+    is_val = torch.tensor([name in val_names for name in names])
     train_set, val_set = features.of(~is_val), features.of(is_val)
+    val_set = Features(val_set.image[:], val_set.text[:], val_set.image_of)  # of shards, these rows alone are kept in memory
     has_val = len(val_set.image) > 1
     if not len(train_set.image):
-        raise ValueError(f"{args.csv}: all {len(is_val)} images are held out; lower --val-fraction")
-    rows = [dataset.captions[i] for i in torch.where(~is_val[features.image_of])[0].tolist()]
-    row_names = [dataset.image_names[i] for i in features.image_of[~is_val[features.image_of]].tolist()]
-    data = hashlib.sha256("\n".join(f"{n}\t{c}" for n, c in zip(row_names, rows)).encode()).hexdigest()
-    print(f"{args.csv}: {len(train_set.image)} images with {len(train_set.text)} captions to train on, "
-          f"{len(val_set.image)} with {len(val_set.text)} held out; {device}, seed {args.seed}")  # fmt: skip
-    image, target, image_of = (tensor.to(device) for tensor in train_set)
-    del features
+        raise ValueError(f"{source}: all {len(is_val)} images are held out; lower --val-fraction")
+    train_names = [name for name in names if name not in val_names]
+    processes = f", {world} processes" if world > 1 else ""
+    print(f"{source}: {len(train_set.image)} images with {len(train_set.text)} captions to train on, "
+          f"{len(val_set.image)} with {len(val_set.text)} held out; {device}{processes}, seed {args.seed}")  # fmt: skip
+    image, target, image_of = train_set
+    if not args.shards:
+        image, target = image.to(device), target.to(device)
+    image_of = image_of.to(device)
+    del features, names
 
     # model
     torch.manual_seed(args.seed)
     predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout, args.members).to(device)
-    if args.standardise:
-        predictor.standardise(image)
+    if args.standardise:  # of shards, by 65,536 images
+        predictor.standardise((image[torch.randperm(len(image))[:65536]] if args.shards else image).to(device))
+    each = torch.compile(ranks.parallel(predictor)) if args.compile else ranks.parallel(predictor)
     start = losses.LOSSES[args.loss] or (1.0, 0.0)
     log_scale, bias = (torch.tensor(v, device=device, requires_grad=True) for v in (math.log(start[0]), start[1]))
     matrices = [p for p in predictor.parameters() if p.ndim > 1]
@@ -152,38 +200,34 @@ def train(args, typed):
     history, best, first_epoch, first_step, loss_sum = [], None, 1, 0, 0.0
     towers = {kind: dict(name=tower.name, sha256=tower.sha256) for kind, tower in (("vision", vision), ("text", text))}
     if state:
-        for what, old, new in (("captions", state["data"], data), ("image tower", state["towers"]["vision"], towers["vision"]),
-                               ("text tower", state["towers"]["text"], towers["text"])):  # fmt: skip
+        for what, old, new in (("captions", state["data"], data), ("towers", state["towers"], towers)):
             if old != new:
-                raise ValueError(f"{run / 'last.pt'}: the {what} changed since it was saved; start another --run")
+                raise ValueError(f"{last}: the {what} changed since it was saved; start another --run")
         predictor.load_state_dict(state["predictor"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimiser.load_state_dict(optimiser.state_dict() | dict(state=state["optimiser"]["state"]))
         with torch.no_grad():
             log_scale.fill_(state["log_scale"]), bias.fill_(state["bias"])
         history, best, first_epoch = state["history"], state["best"], state["epoch"] + 1
         first_step, loss_sum = state["step"], state["loss_sum"]
-    elif run.exists() and any(run.iterdir()):
-        for folder in (run, Path(f"{run}.previous")):
-            if folder.exists() and any(folder.iterdir()) and not (folder / "log.jsonl").exists():
-                raise ValueError(f"{folder} holds files and no log.jsonl, so it is no run of train.py; name another folder with --run")
-        shutil.rmtree(f"{run}.previous", ignore_errors=True)
-        os.replace(run, f"{run}.previous")
-        print(f"{run} held an earlier run: moved to {run}.previous (--resume would have gone on with it)")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "log.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
+    elif rank == 0:
+        checkpoint.set_aside(run)
+    save = checkpoint.save if rank == 0 else lambda state, path: None
+    if rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "log.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
 
     model = dict(config=predictor.config, towers=towers, recipe=vars(args), data=data, images=len(train_set.image), captions=len(target),
-                 trained_on=sorted(set(row_names)))  # fmt: skip
+                 trained_on=[] if args.shards else sorted(train_names))  # fmt: skip
 
     def save_last(epoch, step=0):
         """Everything --resume needs, after `step` steps of the epoch that follows `epoch` whole ones."""
-        checkpoint.save(model | dict(predictor=predictor.state_dict(), optimiser=optimiser.state_dict(), log_scale=log_scale.item(),
-                                     bias=bias.item(), epoch=epoch, step=step, loss_sum=loss_sum, rng=torch.get_rng_state(),
-                                     history=history, best=best), run / "last.pt")  # fmt: skip
+        save(model | dict(predictor=predictor.state_dict(), optimiser=optimiser.state_dict(), log_scale=log_scale.item(),
+                          bias=bias.item(), epoch=epoch, step=step, loss_sum=loss_sum, rng=torch.get_rng_state(),
+                          history=history, best=best), last)  # fmt: skip
 
     def blown_up(value, epoch, step, batch):
-        kept = f"{run / 'last.pt'} is the last good checkpoint. " if (run / "last.pt").exists() else ""
-        files = ", ".join(sorted({row_names[i] for i in batch.tolist()}))
+        kept = f"{last} is the last good checkpoint. " if last.exists() else ""
+        files = ", ".join(sorted({train_names[i] for i in image_of[batch].tolist()}))
         return ValueError(f"loss is {value} at epoch {epoch}, step {step}. {kept}Lower --lr, or look at this batch's files: {files}")
 
     # loop
@@ -192,70 +236,75 @@ def train(args, typed):
     print(table_line("chance", "", chance))
     loss_of = getattr(losses, args.loss)
     steps = -(-len(target) // args.batch_size)
-    stop = []
-    handlers = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for epoch in range(first_epoch, args.epochs + 1):
-            began = time.perf_counter()
-            torch.manual_seed(args.seed * 1_000_003 + epoch)  # all that is random in an epoch follows from the seed and its number
-            order = torch.randperm(len(target)).to(device)
-            if args.group_captions:
-                order = torch.randperm(len(image)).to(device)[image_of].argsort(stable=True)
-            batch = order[-args.batch_size :]
-            if first_step:
-                torch.set_rng_state(state["rng"])
-            predictor.train()
-            for step in range(first_step, steps):
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
-                batch = order[step * args.batch_size : (step + 1) * args.batch_size]
-                images, which = image_of[batch].unique(return_inverse=True)  # an image with several captions here is predicted once
-                scale = log_scale.exp().clamp_max(losses.MAX_SCALE)
-                loss = sum(loss_of(p, target[batch], which, scale, bias) for p in predictor.each(image[images])) / args.members
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise blown_up(value, epoch, step + 1, batch)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                loss_sum += value * len(batch)
-                if stop:
-                    save_last(epoch - 1, step + 1)
-                    print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved. Go on: python train.py --resume --run {run}")
-                    return 130 if stop[0] == signal.SIGINT else 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
+    for epoch in range(first_epoch, args.epochs + 1):
+        began = time.perf_counter()
+        torch.manual_seed(args.seed * 1_000_003 + epoch)  # all that is random in an epoch follows from the seed and its number
+        order = torch.randperm(len(target)).to(device)
+        if args.group_captions:
+            order = torch.randperm(len(image)).to(device)[image_of].argsort(stable=True)
+        batch = order[-args.batch_size :]
+        if first_step:
+            torch.set_rng_state(state["rng"])
+        predictor.train()
+        for step in range(first_step, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
+            batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+            images, which = image_of[batch].unique(return_inverse=True)  # an image with several captions here is predicted once
+            scale = log_scale.exp().clamp_max(losses.MAX_SCALE)
+            mine = ranks.share(len(images), rank, world)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.bf16):
+                rows = torch.cat(each(image[images[mine]], (mine.start, len(images))), dim=1)  # (B / world, members * Dt)
+            predicted = ranks.gather(rows.float(), len(images)).chunk(args.members, dim=1)
+            loss = sum(loss_of(p, target[batch], which, scale, bias) for p in predicted) / args.members
+            value = loss.item()
+            if not math.isfinite(value):
+                raise blown_up(value, epoch, step + 1, batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            loss_sum += value * len(batch)
+            if ranks.any_rank(stop, device):
+                save_last(epoch - 1, step + 1)
+                print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved. Go on: python train.py --resume --run {run}")
+                return 130 if stop[:1] == [signal.SIGINT] else 0
 
-            entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
-            first_step, loss_sum = 0, 0.0
-            predictor.eval()
-            with torch.no_grad():
-                value = predictor(image[image_of[batch]]).sum().item()
-                if not math.isfinite(value):  # the last step broke what no loss has shown yet
-                    raise blown_up(value, epoch, steps, batch)
-                m, predicted = None, predictor(val_set.image.to(device)).cpu()
-            if has_val:
-                val_loss = 0.0
-                for b in torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size):
-                    images, which = val_set.image_of[b].unique(return_inverse=True)
-                    val_loss += loss_of(predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()).item() * len(b)
-                m = metrics.retrieval(predicted, val_set.text, val_set.image_of)
-                entry |= dict(val_loss=val_loss / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
-            entry["seconds"] = round(time.perf_counter() - began, 3)
-            history.append(entry)
-            score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
-            if best is None or score > best["score"]:
-                best = dict(epoch=epoch, score=score)
-                checkpoint.save(model | dict(predictor=predictor.state_dict(), epoch=epoch, history=history), run / "best.pt")
-            save_last(epoch)
+        entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
+        first_step, loss_sum = 0, 0.0
+        predictor.eval()
+        with torch.no_grad():
+            value = predictor(image[image_of[batch]]).sum().item()
+            if not math.isfinite(value):  # the last step broke what no loss has shown yet
+                raise blown_up(value, epoch, steps, batch)
+            m, predicted = None, predictor(val_set.image.to(device)).cpu()
+        if has_val:
+            val_loss = 0.0
+            for b in torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(args.batch_size):
+                images, which = val_set.image_of[b].unique(return_inverse=True)
+                val_loss += loss_of(predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()).item() * len(b)
+            found = metrics.ranks(predicted, val_set.text, val_set.image_of)
+            m = metrics.summary(*found)
+            entry |= dict(val_loss=val_loss / len(val_set.text)) | m | metrics.spread(predicted, val_set.text, val_set.image_of)
+        entry["seconds"] = round(time.perf_counter() - began, 3)
+        history.append(entry)
+        score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
+        if best is None or score > best["score"]:
+            best = dict(epoch=epoch, score=score)
+            held_out = dict(dataset=f"{Path(source).name}, held out", images=len(val_set.image), captions=len(val_set.text), metrics=m,
+                            interval_95=metrics.bootstrap(*found, val_set.image_of)) if m else None  # fmt: skip
+            save(model | dict(predictor=predictor.state_dict(), epoch=epoch, history=history, held_out=held_out), run / "best.pt")
+        save_last(epoch)
+        if rank == 0:
             with open(run / "log.jsonl", "a") as log:
                 log.write(json.dumps(entry) + "\n")
-            both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
-            print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
-            if m and (alarm := metrics.collapse_alarm(entry, len(predicted))):
-                print(alarm)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if history:
+        both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
+        print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
+        if m and (alarm := metrics.collapse_alarm(entry, len(predicted))):
+            print(alarm)
+    ranks.stop()
+    if history and rank == 0:
         plots.curves(history, chance, run / "curves.png")
         kept = f"best.pt is epoch {best['epoch']}" + ("" if has_val else ", the last: no image was held out to choose by")
         print(f"{run}: {kept}; log.jsonl and curves.png beside it. Ask it something: python eval.py --run {run}")
@@ -265,13 +314,24 @@ def train(args, typed):
 def main(argv=None):
     """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved); argparse itself exits with 2 on wrong usage."""
     args, typed = parse(argv)
+    stop = []
+
+    def interrupt(number, frame):
+        stop.append(number)
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        from models import checkpoint
+
         for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
             if args[name] < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {args[name]}; give 1 or more")
-        return train(argparse.Namespace(**args), typed)
+        with redirect_stdout(None) if int(os.environ.get("RANK", 0)) else checkpoint.alone(args["run"]):  # rank 0 alone prints and saves
+            return train(argparse.Namespace(**args), typed, stop)
     except (OSError, ValueError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        where = f", writing in {args['run']}" if isinstance(error, OSError) and error.errno and not error.filename else ""
+        print(f"train.py: {error}{where}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if "out of memory" not in str(error):
@@ -279,8 +339,11 @@ def main(argv=None):
         print(f"train.py: {error}\ntrain.py: lower --encode-batch if it was encoding, --batch-size if it was training", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
-        return 130
+        print("\ntrain.py: stopped; what was encoded is kept, so the same line goes on from there", file=sys.stderr)
+        return 0 if stop[:1] == [signal.SIGTERM] else 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

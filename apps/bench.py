@@ -1,7 +1,9 @@
-"""How fast, as ratios to a peer measured in the same run.
+"""How fast, as ratios to a limit or a peer measured in the same run.
 
-    python -m apps.bench --csv ../shared/flickr8k/train.csv --images ../shared/flickr8k/images
-    python -m apps.bench                                                  on the archive that comes with it
+    python -m apps.bench                                  every row, on the archive that comes with it
+    python -m apps.bench --csv train.csv --images photos  every row, on photographs
+    python -m apps.bench tower captions                   some rows
+    python -m apps.bench --growth growth.png              cost as work grows: 1k, 4k, 16k, 64k images
 
 The machine should be otherwise idle. One JSON line with every number comes last.
 """
@@ -9,6 +11,7 @@ The machine should be otherwise idle. One JSON line with every number comes last
 import argparse
 import csv
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -18,19 +21,22 @@ import time
 from pathlib import Path
 
 LOOP_BATCH = 16
+VIT_GFLOP = 35.1  # of ViT-B/16 an image, a multiply and an add counted as two
+VIT_SHAPES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]  # its four products, input and output width
 
 
 def parse(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--csv", default="caption.csv", help="captions file (default %(default)s); one caption an image is used")
+    p.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[], metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    p.add_argument("--csv", default="caption.csv", help="captions file (default %(default)s)")
     p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)")
     p.add_argument("--count", type=int, default=2000, help="images to use (default %(default)s)")
-    p.add_argument("--vision", default="efficientnet-lite0", help="image tower (default %(default)s)")
     p.add_argument("--repeats", type=int, default=7, help="runs a median is taken of (default %(default)s)")
+    p.add_argument("--growth", metavar="PNG", help="print and plot seconds and memory against images, and nothing else")
     return p.parse_args(argv)
 
 
-def median_seconds(function, repeats):
+def median(function, repeats=7):
     """Median seconds of a call, after one to warm up."""
     function()
     seconds = []
@@ -41,36 +47,249 @@ def median_seconds(function, repeats):
     return statistics.median(seconds)
 
 
-def tower_rate(args):
-    """Images a second of the packaged tower: plain eager timm at its best batch size, and as VisionEncoder runs it."""
+def process(command):
+    """(seconds, peak resident GB) of a Python process. Linux counts the peak; a child inherits none of it through exec."""
+    code = "import runpy, sys\nsys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')), file=sys.stderr)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return time.perf_counter() - began, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1e6  # kB
+
+
+def table(args):
+    """{image name: captions} of the first `count` images of the CSV."""
+    found = {}
+    with open(args.csv, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["image_name"] in found or len(found) < args.count:
+                found.setdefault(row["image_name"], []).append(row["comment"])
+    return found
+
+
+def clip_file(folder):
+    """A checkpoint of CLIP's image tower with random weights: speed does not depend on them."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    model = open_clip.create_model("ViT-B-16-quickgelu").eval()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("visual.")}, Path(folder, "clip.safetensors"))
+    return model, Path(folder, "clip.safetensors")
+
+
+def product_rate(shapes, rows, dtype, repeats):
+    """The best rate in GFLOP/s at which torch multiplies (rows, a) by (a, b): its own linear layer and oneDNN's."""
+    import torch
+    import torch.nn.functional as F
+
+    best = 0
+    for a, b in shapes:
+        x, w = torch.randn(rows, a).to(dtype), torch.randn(b, a).to(dtype)
+        for product in (lambda x=x, w=w: F.linear(x, w), lambda x=x, w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")):
+            best = max(best, 2 * rows * a * b / median(product, repeats) / 1e9)
+    return best
+
+
+def clip(args):
+    """CLIP ViT-B/16 against what its products alone would take, and against open_clip's own loop."""
+    import torch
+
+    from models.vision import VISION_ENCODERS, VisionEncoder
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, path = clip_file(folder)
+        images, ms, rates = torch.randn(16, 3, 224, 224), {}, {}
+        with torch.no_grad():
+            ms["open_clip"] = 1e3 * median(lambda: model.encode_image(images), args.repeats) / 16
+        for name, dtype in (("clip-vit-b-16", torch.float32), ("clip-vit-b-16-bf16", torch.bfloat16)):
+            VISION_ENCODERS["local"] = {k: v for k, v in VISION_ENCODERS[name].items() if k != "hub"} | dict(file=path)
+            tower = VisionEncoder("cpu", "local")
+            before, ms[name] = product_rate(VIT_SHAPES, 8 * 197, dtype, args.repeats), 1e3 * median(lambda: tower.encode(images), args.repeats) / 16
+            rates[name] = max(before, product_rate(VIT_SHAPES, 8 * 197, dtype, args.repeats))
+            share = VIT_GFLOP / ms[name] * 1e3 / rates[name]
+            yield (f"{name}, images/s", f"{1e3 / ms[name]:.1f}", f"its products alone at {rates[name]:.0f} GFLOP/s", f"{100 * share:.0f} %",
+                   dict(images_s=1e3 / ms[name], gflops=rates[name], share=share))  # fmt: skip
+            yield "", "", f"open_clip's own float32 loop, {1e3 / ms['open_clip']:.1f} images/s", f"{ms['open_clip'] / ms[name]:.1f} x", {}
+        yield from clip_int8(args, model, ms["clip-vit-b-16-bf16"], folder)
+
+
+def clip_int8(args, model, bf16_ms, folder):
+    """The same tower through ONNX Runtime, dynamic int8."""
+    import onnxruntime
+    import torch
+    from onnxruntime.quantization import quantize_dynamic
+
+    images = torch.randn(8, 3, 224, 224)
+    plain, int8 = Path(folder, "clip.onnx"), Path(folder, "clip.int8.onnx")
+    torch.onnx.export(model.visual, (images,), plain, dynamo=True, external_data=False, verbose=False)
+    quantize_dynamic(plain, int8, op_types_to_quantize=["MatMul", "Gemm"], extra_options=dict(MatMulConstBOnly=True))
+    session = onnxruntime.InferenceSession(int8, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    ms = 1e3 * median(lambda: session.run(None, {name: images.numpy()}), args.repeats) / 8
+    with torch.no_grad():
+        exact, rows = (torch.nn.functional.normalize(x, dim=-1) for x in (model.visual(images), torch.tensor(session.run(None, {name: images.numpy()})[0])))
+    cosine = (exact * rows).sum(1).min().item()
+    yield "CLIP through ONNX Runtime int8, images/s", f"{1e3 / ms:.1f}", f"bfloat16; cosine to float32 {cosine:.4f}", f"{bf16_ms / ms:.2f} x", dict(images_s=1e3 / ms)
+
+
+def tower(args):
+    """The packaged tower against plain eager timm, and against decoding the same JPEGs."""
     import timm
     import torch
 
+    from models.dataset import open_image
     from models.vision import VisionEncoder
 
     vision = VisionEncoder("cpu", "efficientnet-lite0")
     plain = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
     pixels = torch.randn(32, 3, 224, 224)
     with torch.no_grad():
-        eager = {b: 32 / median_seconds(lambda b=b: [plain(x) for x in pixels.split(b)], args.repeats) for b in (4, 8, 16, 32)}
-        fused = 32 / median_seconds(lambda: vision.encode(pixels), args.repeats)
-    return eager, fused
+        eager = {b: 32 / median(lambda b=b: [plain(x) for x in pixels.split(b)], args.repeats) for b in (4, 8, 16, 32)}
+    rate = 32 / median(lambda: vision.encode(pixels), args.repeats)
+    best = max(eager, key=eager.get)
+    yield "efficientnet-lite0, images/s", f"{rate:.0f}", f"plain eager timm, batch 32, {eager[32]:.0f}", f"{rate / eager[32]:.1f} x", dict(images_s=rate)
+    yield "", "", f"plain eager timm at its best batch, {best}, {eager[best]:.0f}", f"{rate / eager[best]:.1f} x", dict(eager={str(k): v for k, v in eager.items()})
+    paths = [Path(args.images, name) for name in list(table(args))[:200]]
+    decode = len(paths) / median(lambda: [open_image(path) for path in paths], 3)
+    yield "", "", f"decoding those JPEGs in one thread, {decode:.0f}", f"{rate / decode:.2f} x", dict(decode_images_s=decode)
 
 
-def first_captions(args, path):
-    """Write the first caption of the first `count` images to `path`; how many there are."""
-    rows = {}
-    with open(args.csv, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if len(rows) < args.count:
-                rows.setdefault(row["image_name"], row["comment"])
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("image_name", "comment"), *rows.items()])
-    return len(rows)
+def jpeg(args):
+    """File to pixels: threads against one, and against Pillow alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+
+    from models.dataset import open_image
+    from models.vision import VisionEncoder
+
+    preprocess = VisionEncoder("cpu", "efficientnet-lite0").preprocess
+    paths = [Path(args.images, name) for name in list(table(args))[:400]]
+
+    def pillow(path):
+        with Image.open(path) as image:
+            image.load()
+
+    def pixels(threads):
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(lambda path: preprocess(open_image(path)), paths):
+                pass
+
+    alone = len(paths) / median(lambda: [pillow(path) for path in paths], 3)
+    one, many = (len(paths) / median(lambda n=n: pixels(n), 3) for n in (1, os.cpu_count()))
+    yield "JPEG file to pixels, one thread, images/s", f"{one:.0f}", f"Pillow decoding alone, {alone:.0f}", f"{one / alone:.2f} x", dict(images_s=one)
+    yield f"the same, {os.cpu_count()} threads", f"{many:.0f}", "one thread", f"{many / one:.2f} x", dict(images_s=many)
 
 
-def loop_epoch(args, path):
-    """Seconds of one epoch of the README's custom loop, which encodes every image and caption again."""
+def captions(args):
+    """The text tower against plain SentenceTransformer.encode."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from models.features import encode_captions
+    from models.text import TextEncoder
+
+    text = TextEncoder("cpu")
+    plain, texts = SentenceTransformer(str(text.path), device="cpu"), [c for found in table(args).values() for c in found][:2000]
+    batches = [texts[i : i + 32] for i in range(0, len(texts), 32)]
+    text.encode(texts[:64])
+    ours = len(texts) / median(lambda: encode_captions(texts, text, None, quiet=True), 3)
+    whole = len(texts) / median(lambda: plain.encode(texts, show_progress_bar=False), 3)
+    order = len(texts) / median(lambda: [plain.encode(batch, show_progress_bar=False) for batch in batches], 3)
+    apart = (text.encode(texts[:256]) - torch.tensor(plain.encode(texts[:256], show_progress_bar=False))).abs().max().item()
+    yield "captions/s", f"{ours:.0f}", f"SentenceTransformer.encode in file order, batch 32, {order:.0f}", f"{ours / order:.2f} x", dict(captions_s=ours)
+    yield "", "", f"SentenceTransformer.encode of all at once, {whole:.0f}", f"{ours / whole:.2f} x", dict(apart=apart)
+    yield "", "", "largest difference of an embedding", f"{apart:.0e}", {}
+
+
+def epoch(args):
+    """An epoch of the retrieval recipe on 6,000 images and 30,000 captions of random numbers, against its products alone."""
+    import torch
+
+    import models.losses as losses
+    from models.predictor import Predictor
+
+    n, dim, width, out, batch, members = 256, 1960, 2048, 384, 1280, 3
+    torch.manual_seed(0)
+    predictor = Predictor(dim, out, width, 0.5, 0.5, members)
+    optimiser = torch.optim.AdamW(predictor.parameters(), lr=1e-3, fused=True)
+    image, target = torch.randn(n, dim), torch.nn.functional.normalize(torch.randn(batch, out), dim=-1)
+    image_of, scale, steps = torch.arange(batch) // 5, torch.tensor(20.0), 30_000 / batch
+
+    def step():
+        loss = sum(losses.info_nce(p, target, image_of, scale, 0.0) for p in predictor.each(image)) / members
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    # forward, gradient of both weights, gradient of the hidden layer; the loss's scores (n, batch) forward and back to the prediction
+    products = [(n, dim, width), (n, width, out), (dim, n, width), (width, n, out), (n, out, width), (n, out, batch), (n, batch, out)]
+
+    def seconds(linear):
+        return members * sum(median(lambda p=p: linear(torch.randn(p[0], p[1]), torch.randn(p[2], p[1])), args.repeats)
+                             - median(lambda p=p: (torch.randn(p[0], p[1]), torch.randn(p[2], p[1])), args.repeats) for p in products)  # fmt: skip
+
+    onednn = seconds(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    mkl, whole = seconds(torch.nn.functional.linear), median(step, args.repeats)
+    yield "an epoch of --recipe retrieval, s", f"{whole * steps:.2f}", f"its products by torch's linear layer (MKL), {mkl * steps:.2f}", f"{whole / mkl:.2f} x", dict(epoch_s=whole * steps)
+    yield "", "", f"its products by oneDNN, {onednn * steps:.2f}", f"{whole / onednn:.2f} x", {}
+
+
+def scripts(args):
+    """Whole processes: eval.py on one image against importing torch and reading the weights; --help; peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = next(iter(table(args)))
+        common = ["--cache", f"{folder}/cache.sqlite", "--quiet"]
+        process(["train.py", "--csv", args.csv, "--images", args.images, "--run", f"{folder}/run", "--epochs", 1, *common])
+        read = Path(folder, "read.py")
+        read.write_text("import torch\nfrom models.text import TextEncoder\nfrom models.vision import VisionEncoder, PACKAGED\n"
+                        "[open(t.path if t.path.is_file() else t.path / 'model.safetensors', 'rb').read() for t in (VisionEncoder('cpu', PACKAGED), TextEncoder())]\n")  # fmt: skip
+        os.environ["PYTHONPATH"] = os.getcwd()
+        floor = statistics.median(process([read])[0] for _ in range(3))
+        runs = [process(["eval.py", Path(args.images, name), "--run", f"{folder}/run"]) for _ in range(3)]
+        seconds, peak = statistics.median(s for s, _ in runs), max(gb for _, gb in runs)
+        yield "python eval.py IMAGE, s", f"{seconds:.1f}", f"import torch and reading the weights, {floor:.1f}", f"{seconds / floor:.1f} x", dict(seconds=seconds)
+        yield "  its peak memory, GB", f"{peak:.2f}", "", "", dict(gb=peak)
+        empty = Path(folder, "empty.py")
+        empty.write_text("")
+        bare = process([empty])[0]
+        told = max(process([script, "--help"])[0] for script in ("train.py", "eval.py"))
+        yield "train.py --help, eval.py --help, s", f"{told:.2f}", f"Python itself, {bare:.2f}", f"{told / bare:.1f} x", dict(seconds=told)
+
+
+def search(args):
+    """Exact search in a million embeddings against faiss, and approximate search with its recall."""
+    import faiss
+    import torch
+    from usearch.index import Index
+
+    from models.nearest import top_k
+
+    torch.manual_seed(0)
+    centres = torch.randn(2000, 384)  # embeddings lie in clusters, and random directions would be all equally far
+    rows = torch.nn.functional.normalize(centres[torch.randint(2000, (1_000_000,))] + 0.7 * torch.randn(1_000_000, 384), dim=-1)
+    queries = torch.nn.functional.normalize(rows[:100] + 0.03 * torch.randn(100, 384), dim=-1)
+    flat = faiss.IndexFlatIP(384)
+    flat.add(rows.numpy())
+    for n in (1, 100):
+        ours = median(lambda n=n: top_k(queries[:n], rows, 10), args.repeats)
+        theirs = median(lambda n=n: flat.search(queries[:n].numpy(), 10), args.repeats)
+        yield f"search, 1 M x 384, {n} queries, ms", f"{1e3 * ours:.0f}", f"faiss IndexFlatIP, {1e3 * theirs:.0f}", f"{theirs / ours:.2f} x", dict(ms=1e3 * ours)
+    exact = top_k(queries, rows, 10)[1]
+    del flat
+    index = Index(ndim=384, metric="ip", dtype="f16")
+    began = time.perf_counter()
+    index.add(torch.arange(200_000).numpy(), rows[:200_000].numpy())
+    built = time.perf_counter() - began
+    exact = top_k(queries, rows[:200_000], 10)[1]
+    found = torch.tensor(index.search(queries.numpy(), 10).keys.astype("int64"))
+    recall = (found[:, :, None] == exact[:, None, :]).any(2).double().mean().item()
+    each, plain = (median(f, args.repeats) for f in (lambda: index.search(queries[:1].numpy(), 10), lambda: top_k(queries[:1], rows[:200_000], 10)))
+    yield ("usearch, 200,000 x 384, one query, ms", f"{1e3 * each:.2f}", f"exact, {1e3 * plain:.1f}; recall@10 {recall:.3f}, built in {built:.0f} s",
+           f"{plain / each:.0f} x", dict(ms=1e3 * each, recall=recall))  # fmt: skip
+
+
+def loop(args):
+    """train.py against the README's custom loop, which encodes every image and caption again in each epoch."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -79,73 +298,29 @@ def loop_epoch(args, path):
     from models.text import TextEncoder
     from models.vision import VisionEncoder
 
-    vision, text = VisionEncoder("cpu", args.vision), TextEncoder("cpu")
-    predictor = Predictor(vision.dim)
-    optimiser = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
-    dataset = VisionTextDataset(path, vision.preprocess, args.images)
-    vision.encode(dataset[0][0][None]), text.encode(["load the towers before the clock starts"])
-    began = time.perf_counter()
-    for images, captions in DataLoader(dataset, batch_size=LOOP_BATCH, shuffle=True):
-        loss = 1 - torch.cosine_similarity(predictor(vision.encode(images)), text.encode(captions), dim=-1).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return time.perf_counter() - began
-
-
-def train_seconds(args, path, folder):
-    """(cold, warm) seconds of `python train.py`, 10 epochs of the classic recipe, the cache empty and then full. The whole
-    process is timed; what `import torch` alone takes in a process is `import_seconds`."""
-    command = [sys.executable, "train.py", "--csv", str(path), "--images", args.images, "--vision", args.vision,
-               "--run", f"{folder}/run", "--cache", f"{folder}/cache.sqlite", "--quiet"]  # fmt: skip
-    return [process_seconds(command), process_seconds(command)]
-
-
-def process_seconds(command):
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
-
-
-def train_peak(args, folder):
-    """Peak resident GB of a `train.py` process on the whole CSV, every caption, cache empty. The process reads its own VmHWM (Linux):
-    the ru_maxrss of a child starts from that of the process that forked it."""
-    code = "import sys, train; train.main(sys.argv[1:]); print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')))"
-    command = [sys.executable, "-c", code, "--csv", args.csv, "--images", args.images, "--vision", args.vision,
-               "--run", f"{folder}/peak", "--cache", f"{folder}/peak.sqlite", "--epochs", "1", "--quiet"]  # fmt: skip
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return int(output.split("VmHWM:")[1].split()[0]) / 1e6  # kB
-
-
-def main(argv=None):
-    """Print the table, then one JSON line. Exit code 0."""
-    args = parse(argv)
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    found = dict(machine=f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(found["machine"])
-    eager, fused = tower_rate(args)
-    best = max(eager, key=eager.get)
-    found |= dict(eager_images_s=eager, fused_images_s=fused)
-    print(f"efficientnet-lite0, images/s: {fused:.0f}, {fused / eager[32]:.1f} x plain eager timm at batch 32 ({eager[32]:.0f}), "
-          f"{fused / eager[best]:.1f} x eager at its best batch, {best} ({eager[best]:.0f})")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "captions.csv")
-        images = first_captions(args, path)
-        loop = loop_epoch(args, path)
-        cold, warm = train_seconds(args, path, folder)
-        bare = process_seconds([sys.executable, "-c", "import torch"])
-        found |= dict(images=images, loop_epoch_s=loop, train_cold_s=cold, train_warm_s=warm, import_torch_s=bare)
-        print(f"{images} images, 10 epochs: the re-encoding loop {10 * loop:.0f} s (one epoch timed, times 10, imports not counted); "
-              f"python train.py cold {cold:.1f} s, {10 * loop / cold:.1f} x; warm {warm:.1f} s, {10 * loop / warm:.0f} x, "
-              f"of which import torch {bare:.1f} s; without it {10 * loop / (warm - bare):.0f} x")  # fmt: skip
-        found["train_peak_gb"] = train_peak(args, folder)
-        print(f"peak memory of train.py on all of {args.csv}: {found['train_peak_gb']:.2f} GB")
-    print(json.dumps(found))
-    return 0
+        path, name = Path(folder, "captions.csv"), "efficientnet-lite0"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("image_name", "comment"), *((image, found[0]) for image, found in table(args).items())])
+        vision, text = VisionEncoder("cpu", name), TextEncoder("cpu")
+        predictor = Predictor(vision.dim)
+        optimiser = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
+        dataset = VisionTextDataset(path, vision.preprocess, args.images)
+        vision.encode(dataset[0][0][None]), text.encode(["load the towers before the clock starts"])
+        began = time.perf_counter()
+        for images, batch in DataLoader(dataset, batch_size=LOOP_BATCH, shuffle=True):
+            loss = 1 - torch.cosine_similarity(predictor(vision.encode(images)), text.encode(batch), dim=-1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        ten = 10 * (time.perf_counter() - began)
+        common = ["train.py", "--csv", path, "--images", args.images, "--vision", name, "--run", f"{folder}/run", "--cache", f"{folder}/cache.sqlite", "--quiet"]
+        cold, warm = process(common)[0], process(common)[0]
+        yield f"train.py, {len(dataset)} images, 10 epochs, cold, s", f"{cold:.1f}", f"the loop that encodes every epoch, {ten:.0f}", f"{ten / cold:.1f} x", dict(seconds=cold)
+        yield "the same, cache warm, s", f"{warm:.1f}", "the loop", f"{ten / warm:.0f} x", dict(seconds=warm)
+        peak = process(["train.py", "--csv", args.csv, "--images", args.images, "--vision", name, "--run", f"{folder}/peak", "--epochs", 1,
+                        "--cache", f"{folder}/peak.sqlite", "--quiet"])[1]  # fmt: skip
+        yield "train.py on the whole CSV, cold: peak memory, GB", f"{peak:.2f}", "", "", dict(gb=peak)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+ROWS = dict(clip=clip, tower=tower, jpeg=jpeg, captions=captions, epoch=epoch, scripts=scripts, search=search, loop=loop)

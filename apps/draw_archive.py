@@ -7,10 +7,12 @@ A scene is colour emoji (Noto Color Emoji, OFL) standing in a drawn setting. Eve
     draw(scene, font) -> image         256 x 256 RGB
 
     python -m apps.draw_archive --out my_image_archive --captions caption.csv --unique unique_caption.csv
+    python -m apps.draw_archive --boxes boxes.json      what is where, for the pointing game of apps/attention.py; draws nothing
 """
 
 import argparse
 import csv
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -438,6 +440,12 @@ def finish(rng: Random, text: str) -> str:
     return (text[0].upper() + text[1:] if rng.random() < 0.6 else text) + "." * (rng.random() < 0.4)
 
 
+def boxes(scene: Scene) -> dict:
+    """{"a dog": [[x0, y0, x1, y1], ...]} in pixels: the boxes of all things of a name."""
+    names = dict.fromkeys(thing.name for thing in scene.things)
+    return {article(name): [list(thing.box) for thing in scene.things if thing.name == name] for name in names}
+
+
 # ---- how it looks
 
 
@@ -791,13 +799,19 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=1000, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another archive")
     parser.add_argument("--font", default=FONT, help="path of NotoColorEmoji.ttf")
+    parser.add_argument("--boxes", type=Path, help="write only this JSON, image name -> text -> boxes in pixels; needs no font")
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace files that are there already")
     args = parser.parse_args(argv)
-    for path in (args.out, args.captions, args.unique):
+    for path in (args.out, args.captions, args.unique) if not args.boxes else (args.boxes,):
         if path.exists() and not args.overwrite:
             raise SystemExit(f"{path} exists; pass --overwrite to replace what is in it, or name another place")
 
-    font, scenes = load_font(args.font), [layout(index, args.seed) for index in range(args.count)]
+    scenes = [layout(index, args.seed) for index in range(args.count)]
+    if args.boxes:
+        args.boxes.write_text(json.dumps({scene.name: boxes(scene) for scene in scenes}, indent=1) + "\n", encoding="utf-8")
+        print(f"the boxes of {len(scenes)} pictures in {args.boxes}")
+        return
+    font = load_font(args.font)
     args.out.mkdir(parents=True, exist_ok=True)
     for scene in scenes:
         draw(scene, font).save(args.out / scene.name, quality=78, optimize=True)

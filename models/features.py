@@ -13,15 +13,21 @@ is one transaction, so a killed run keeps what it had done and two runs at once 
 import hashlib
 import os
 import sqlite3
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+SCHEMA = (
+    "CREATE TABLE rows (key BLOB PRIMARY KEY, row BLOB, crc INTEGER)",
+    "CREATE TABLE files (path TEXT PRIMARY KEY, stat TEXT, digest BLOB)",
+)
 
 
 class Features(NamedTuple):
@@ -41,12 +47,19 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
     `vision` and `text` are encoder objects (`.key`, `.encode`, `.preprocess`); `cache=None` keeps nothing on disk.
     Rows are rounded to float16 with or without a cache, so both give the same features."""
     workers = workers or os.cpu_count()
-    with closing(FeatureCache(cache)) as store:
-        digests = store.file_digests([dataset.path(i) for i in range(len(dataset.image_names))], workers)
+    with _opened(cache) as store:
+        paths = [dataset.path(i) for i in range(len(dataset.image_names))]
+        stamps = [_stamp(path) for path in paths]  # taken before the read: a file that changes in between is read again next time
+        digests = store.file_digests(paths, stamps, workers, quiet)
         parts = getattr(vision, "parts", None) or [vision]  # joined towers are kept apart, so each is reused alone
         unseen = [i for i in range(len(digests)) if any(_key(part, digests[i]) not in store for part in parts)]
-        bad = dataset.find_damaged(unseen, workers)
-        digests = [d for d, name in zip(digests, dataset.image_names) if name not in bad]
+        bad = {}
+        with tqdm(total=len(unseen), desc="images, checked", unit="", disable=quiet or not unseen) as bar:
+            for batch in _batches(unseen, 256):
+                bad |= dataset.find_damaged(batch, workers)
+                bar.update(len(batch))
+        good = [i for i, name in enumerate(dataset.image_names) if name not in bad]
+        paths, stamps, digests = ([column[i] for i in good] for column in (paths, stamps, digests))
         dataset.drop(bad)
 
         columns = []
@@ -55,11 +68,15 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
             def image_rows(images, part=part):
                 with ThreadPoolExecutor(workers) as pool:
                     load = lambda batch: [pool.submit(dataset.pixels, i, part.preprocess) for i in batch]  # noqa: E731
-                    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+                    batches = _batches(images, batch_size)
                     ahead = load(batches[0]) if batches else []
                     for n, batch in enumerate(batches):  # the next batch is decoded while this one is encoded
                         pixels, ahead = torch.stack([f.result() for f in ahead]), load(batches[n + 1]) if n + 1 < len(batches) else []
-                        yield batch, part.encode(pixels)
+                        rows = part.encode(pixels)
+                        for i in batch:  # a row stands under the digest of what was read at first
+                            if _stamp(paths[i]) != stamps[i] and _digest(paths[i]) != digests[i]:
+                                raise ValueError(f"{paths[i]}: changed while it was encoded; run the same line again")
+                        yield batch, rows
 
             keys = [_key(part, digest) for digest in digests]
             columns.append(store.rows(keys, image_rows, f"images, {part.name}", quiet))
@@ -71,15 +88,15 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
 
 def encode_captions(captions, text, cache=".cache/features.sqlite", quiet=False):
     """(len(captions), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
-    with closing(FeatureCache(cache)) as store:
+    with _opened(cache) as store:
         return _caption_rows(store, captions, text, quiet)
 
 
 def _caption_rows(store, captions, text, quiet):
     def encode(unseen):
         unseen = sorted(unseen, key=lambda i: len(captions[i]), reverse=True)  # alike lengths, little padding
-        for i in range(0, len(unseen), 512):
-            yield unseen[i : i + 512], text.encode([captions[c] for c in unseen[i : i + 512]])
+        for batch in _batches(unseen, 512):
+            yield batch, text.encode([captions[i] for i in batch])
 
     keys = [_key(text, caption.encode()) for caption in captions]
     return F.normalize(store.rows(keys, encode, f"captions, {text.name}", quiet), dim=-1)
@@ -89,8 +106,35 @@ def _key(tower, content):
     return hashlib.blake2b(content, digest_size=16, key=hashlib.sha256(tower.key.encode()).digest()).digest()
 
 
+def _batches(items, size):
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _stamp(path):
+    """What changes with the file. Within 2 s (the clock tick of FAT) a file can change again and keep its times, so the stamp of
+    one that young, or of one from the future, equals no later stamp."""
+    s, now = path.stat(), time.time_ns()
+    young = f" seen {now}" if now - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9 else ""
+    return f"{s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}{young}"
+
+
+@contextmanager
+def _opened(path):
+    """The cache at `path`; what SQLite can't do (full, locked, read-only) becomes an OSError that names the file."""
+    try:
+        with closing(FeatureCache(path)) as store:
+            yield store
+    except sqlite3.Error as error:
+        raise OSError(f"feature cache {path}: {error}; what was encoded before is kept") from None
+
+
 class FeatureCache:
-    """Rows of float16 in one SQLite file, by 16-byte key. A damaged file is renamed aside, named on screen, and begun anew."""
+    """Rows of float16 in one SQLite file, by 16-byte key. A damaged file is renamed aside, named on screen, and begun anew; a file
+    that was never a feature cache is refused with a ValueError and left alone."""
 
     def __init__(self, path):
         self.path = Path(path) if path else None
@@ -98,22 +142,29 @@ class FeatureCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._open()
-            if self.path and self.db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("quick_check failed")
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: not damage
-                raise OSError(f"feature cache {self.path}: {error}") from None
+                raise
+            self.db.close()
+            if self.path.suffix != ".sqlite":
+                raise ValueError(f"{self.path}: not a feature cache ({error}); name another file with --cache") from None
             aside = self.path.with_suffix(".damaged")
             print(f"{self.path} is damaged ({error}): moved to {aside.name}, encoding anew")
-            self.db.close()
             os.replace(self.path, aside)
             self._open()
 
     def _open(self):
         self.db = sqlite3.connect(self.path or ":memory:", timeout=120)
         self.db.text_factory = lambda text: text.decode(errors="replace")  # a damaged path is one not seen before
-        self.db.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, row BLOB, crc INTEGER)")
-        self.db.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stat TEXT, digest BLOB)")
+        found = {sql for (sql,) in self.db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        if found and not found & set(SCHEMA):
+            raise ValueError(f"{self.path}: a database, but not a feature cache; name another file with --cache")
+        if found - set(SCHEMA):  # a view or trigger would run a stranger's SQL
+            raise sqlite3.DatabaseError(f"it holds what no feature cache does: {min(found - set(SCHEMA))[:60]}")
+        for table in SCHEMA:
+            self.db.execute(table.replace("TABLE", "TABLE IF NOT EXISTS"))
+        if self.path and self.db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("quick_check failed")
 
     def close(self):
         self.db.close()
@@ -121,24 +172,22 @@ class FeatureCache:
     def __contains__(self, key):
         return self.db.execute("SELECT 1 FROM rows WHERE key = ?", (key,)).fetchone() is not None
 
-    def file_digests(self, paths, workers):
-        """SHA-256 of each file; read from disk only when its size, inode or a time stamp changed since the last look."""
-
-        def stamp(path):
-            s = path.stat()
-            return f"{s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}"
-
-        def digest(path):
-            return hashlib.sha256(path.read_bytes()).digest()
-
-        known = {path: (stat, d) for path, stat, d in self.db.execute("SELECT path, stat, digest FROM files")}
-        stamps = [stamp(path) for path in paths]  # taken before the read: a file that changes in between is read again next time
-        new = [i for i, path in enumerate(paths) if known.get(os.fsencode(path), ("",))[0] != stamps[i]]
-        with ThreadPoolExecutor(workers) as pool, self.db:
-            found = dict(zip(new, pool.map(lambda i: digest(paths[i]), new)))
-            seen = [(os.fsencode(paths[i]), stamps[i], d) for i, d in found.items()]
-            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", seen)
-        return [found[i] if i in found else known[os.fsencode(path)][1] for i, path in enumerate(paths)]
+    def file_digests(self, paths, stamps, workers, quiet=False):
+        """SHA-256 of each file; read from disk only when its stamp changed since the last look."""
+        known = {path: (stamp, digest) for path, stamp, digest in self.db.execute("SELECT path, stat, digest FROM files")}
+        digests = [d if s == stamp and isinstance(d, bytes) else None
+                   for path, stamp in zip(paths, stamps) for s, d in [known.get(os.fsencode(path), (None, None))]]  # fmt: skip
+        new = [i for i, digest in enumerate(digests) if digest is None]
+        with tqdm(total=len(new), desc="image files", unit="", disable=quiet or not new) as bar, ThreadPoolExecutor(workers) as pool:
+            for batch in _batches(new, 256):
+                for i, digest in zip(batch, pool.map(lambda i: _digest(paths[i]), batch)):
+                    digests[i] = digest
+                seen = [(os.fsencode(paths[i]), stamps[i], digests[i]) for i in batch]
+                news = [row for row in seen if " seen " not in row[1] or known.get(row[0], ("", ""))[1] != row[2]]
+                with self.db:
+                    self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", news)
+                bar.update(len(batch))
+        return digests
 
     def rows(self, keys, encode, what, quiet=False):
         """(len(keys), D) float32. Those not in the cache come from `encode(indices)`, which yields (indices, rows (B, D))
@@ -146,7 +195,7 @@ class FeatureCache:
         blobs, damaged = {}, 0
         for key in dict.fromkeys(keys):
             found = self.db.execute("SELECT row, crc FROM rows WHERE key = ?", (key,)).fetchone()
-            if found and zlib.crc32(key + found[0]) == found[1]:
+            if found and isinstance(found[0], bytes) and zlib.crc32(key + found[0]) == found[1]:
                 blobs[key] = found[0]
             damaged += bool(found) and key not in blobs
         if damaged:
@@ -158,13 +207,14 @@ class FeatureCache:
                 if not torch.isfinite(rows).all():
                     raise ValueError(f"the tower gave non-finite features ({what}); its weights may be damaged")
                 new = {keys[i]: row.tobytes() for i, row in zip(indices, rows.half().cpu().numpy())}
-                try:
-                    with self.db:
-                        checked = [(k, b, zlib.crc32(k + b)) for k, b in new.items()]  # with the key: a damaged index finds another's row
-                        self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
-                except sqlite3.OperationalError as error:
-                    raise OSError(f"feature cache {self.path}: {error}; what was encoded before is kept") from None
+                with self.db:
+                    checked = [(k, b, zlib.crc32(k + b)) for k, b in new.items()]  # with the key: a damaged index finds another's row
+                    self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
                 blobs |= new
                 bar.update(len(indices))
-        flat = bytearray().join(blobs[key] for key in keys)
-        return torch.frombuffer(flat, dtype=torch.float16).view(len(keys), -1).float()
+        widths = {len(blob) for blob in blobs.values()}
+        whole = len(widths) == 1 and min(widths) and not min(widths) % 2
+        rows = torch.frombuffer(bytearray().join(blobs[key] for key in keys), dtype=torch.float16).view(len(keys), -1) if whole else None
+        if not whole or not torch.isfinite(rows).all():  # under right checksums: not damage, but somebody's making
+            raise ValueError(f"feature cache {self.path}: holds rows that no tower gives ({what}, {sorted(widths)} bytes); delete it")
+        return rows.float()

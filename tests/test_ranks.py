@@ -89,7 +89,7 @@ def test_without_torchrun_nothing_is_gathered():
 
 def torchrun(processes, *flags, **popen):
     start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-    command = [sys.executable, *start, "train.py", *flags]
+    command = [sys.executable, *start, "--", "train.py", *flags]  # torchrun has a --run-path, and would take --run for it
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=os.environ | dict(OMP_NUM_THREADS="1"), **popen)  # fmt: skip
 
