@@ -5,7 +5,8 @@
     python -m apps.bench tower captions                   some rows
     python -m apps.bench --growth growth.png              cost as work grows: 1k, 4k, 16k, 64k images
 
-The machine should be otherwise idle. One JSON line with every number comes last.
+A row: what, how much was seen, against which limit or peer of the same run, and the ratio (above 1: better than the peer).
+The machine should be otherwise idle. One JSON line with every row comes last.
 """
 
 import argparse
@@ -52,7 +53,8 @@ def process(command):
     code = "import runpy, sys\nsys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
     code += "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')), file=sys.stderr)"
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True)  # fmt: skip
     return time.perf_counter() - began, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1e6  # kB
 
 
@@ -97,22 +99,25 @@ def clip(args):
 
     with tempfile.TemporaryDirectory() as folder:
         model, path = clip_file(folder)
-        images, ms, rates = torch.randn(16, 3, 224, 224), {}, {}
+        images = torch.randn(16, 3, 224, 224)
         with torch.no_grad():
-            ms["open_clip"] = 1e3 * median(lambda: model.encode_image(images), args.repeats) / 16
+            loop = 16 / median(lambda: model.encode_image(images), args.repeats)
         for name, dtype in (("clip-vit-b-16", torch.float32), ("clip-vit-b-16-bf16", torch.bfloat16)):
             VISION_ENCODERS["local"] = {k: v for k, v in VISION_ENCODERS[name].items() if k != "hub"} | dict(file=path)
-            tower = VisionEncoder("cpu", "local")
-            before, ms[name] = product_rate(VIT_SHAPES, 8 * 197, dtype, args.repeats), 1e3 * median(lambda: tower.encode(images), args.repeats) / 16
-            rates[name] = max(before, product_rate(VIT_SHAPES, 8 * 197, dtype, args.repeats))
-            share = VIT_GFLOP / ms[name] * 1e3 / rates[name]
-            yield (f"{name}, images/s", f"{1e3 / ms[name]:.1f}", f"its products alone at {rates[name]:.0f} GFLOP/s", f"{100 * share:.0f} %",
-                   dict(images_s=1e3 / ms[name], gflops=rates[name], share=share))  # fmt: skip
-            yield "", "", f"open_clip's own float32 loop, {1e3 / ms['open_clip']:.1f} images/s", f"{ms['open_clip'] / ms[name]:.1f} x", {}
-        yield from clip_int8(args, model, ms["clip-vit-b-16-bf16"], folder)
+            rate, limit = tower_rate(VisionEncoder("cpu", "local"), images, dtype, args.repeats)
+            yield f"{name}, images/s", rate, f"its products alone, {limit:.0f} GFLOP/s", rate * VIT_GFLOP / limit
+            yield "", rate, f"open_clip's own float32 loop, {loop:.1f}", rate / loop
+        yield clip_int8(args, model, rate, folder)
 
 
-def clip_int8(args, model, bf16_ms, folder):
+def tower_rate(tower, images, dtype, repeats):
+    """(images/s, the best GFLOP/s of the products' rate seen before and after)"""
+    before = product_rate(VIT_SHAPES, 8 * 197, dtype, repeats)
+    rate = len(images) / median(lambda: tower.encode(images), repeats)
+    return rate, max(before, product_rate(VIT_SHAPES, 8 * 197, dtype, repeats))
+
+
+def clip_int8(args, model, bf16, folder):
     """The same tower through ONNX Runtime, dynamic int8."""
     import onnxruntime
     import torch
@@ -124,11 +129,11 @@ def clip_int8(args, model, bf16_ms, folder):
     quantize_dynamic(plain, int8, op_types_to_quantize=["MatMul", "Gemm"], extra_options=dict(MatMulConstBOnly=True))
     session = onnxruntime.InferenceSession(int8, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    ms = 1e3 * median(lambda: session.run(None, {name: images.numpy()}), args.repeats) / 8
+    rate = 8 / median(lambda: session.run(None, {name: images.numpy()}), args.repeats)
+    rows = torch.tensor(session.run(None, {name: images.numpy()})[0])
     with torch.no_grad():
-        exact, rows = (torch.nn.functional.normalize(x, dim=-1) for x in (model.visual(images), torch.tensor(session.run(None, {name: images.numpy()})[0])))
-    cosine = (exact * rows).sum(1).min().item()
-    yield "CLIP through ONNX Runtime int8, images/s", f"{1e3 / ms:.1f}", f"bfloat16; cosine to float32 {cosine:.4f}", f"{bf16_ms / ms:.2f} x", dict(images_s=1e3 / ms)
+        cosine = torch.cosine_similarity(model.visual(images), rows).min().item()
+    return "CLIP, ONNX Runtime int8, images/s", rate, f"bfloat16, {bf16:.1f}; cosine to float32 {cosine:.4f}", rate / bf16
 
 
 def tower(args):
@@ -146,11 +151,11 @@ def tower(args):
         eager = {b: 32 / median(lambda b=b: [plain(x) for x in pixels.split(b)], args.repeats) for b in (4, 8, 16, 32)}
     rate = 32 / median(lambda: vision.encode(pixels), args.repeats)
     best = max(eager, key=eager.get)
-    yield "efficientnet-lite0, images/s", f"{rate:.0f}", f"plain eager timm, batch 32, {eager[32]:.0f}", f"{rate / eager[32]:.1f} x", dict(images_s=rate)
-    yield "", "", f"plain eager timm at its best batch, {best}, {eager[best]:.0f}", f"{rate / eager[best]:.1f} x", dict(eager={str(k): v for k, v in eager.items()})
+    yield "efficientnet-lite0, images/s", rate, f"plain eager timm, batch 32, {eager[32]:.0f}", rate / eager[32]
+    yield "", rate, f"plain eager timm at its best batch, {best}, {eager[best]:.0f}", rate / eager[best]
     paths = [Path(args.images, name) for name in list(table(args))[:200]]
     decode = len(paths) / median(lambda: [open_image(path) for path in paths], 3)
-    yield "", "", f"decoding those JPEGs in one thread, {decode:.0f}", f"{rate / decode:.2f} x", dict(decode_images_s=decode)
+    yield "", rate, f"decoding those JPEGs in one thread, {decode:.0f}", rate / decode
 
 
 def jpeg(args):
@@ -176,8 +181,8 @@ def jpeg(args):
 
     alone = len(paths) / median(lambda: [pillow(path) for path in paths], 3)
     one, many = (len(paths) / median(lambda n=n: pixels(n), 3) for n in (1, os.cpu_count()))
-    yield "JPEG file to pixels, one thread, images/s", f"{one:.0f}", f"Pillow decoding alone, {alone:.0f}", f"{one / alone:.2f} x", dict(images_s=one)
-    yield f"the same, {os.cpu_count()} threads", f"{many:.0f}", "one thread", f"{many / one:.2f} x", dict(images_s=many)
+    yield "JPEG file to pixels, one thread, images/s", one, f"Pillow decoding alone, {alone:.0f}", one / alone
+    yield f"the same, {os.cpu_count()} threads", many, f"one thread, {one:.0f}", many / one
 
 
 def captions(args):
@@ -196,9 +201,9 @@ def captions(args):
     whole = len(texts) / median(lambda: plain.encode(texts, show_progress_bar=False), 3)
     order = len(texts) / median(lambda: [plain.encode(batch, show_progress_bar=False) for batch in batches], 3)
     apart = (text.encode(texts[:256]) - torch.tensor(plain.encode(texts[:256], show_progress_bar=False))).abs().max().item()
-    yield "captions/s", f"{ours:.0f}", f"SentenceTransformer.encode in file order, batch 32, {order:.0f}", f"{ours / order:.2f} x", dict(captions_s=ours)
-    yield "", "", f"SentenceTransformer.encode of all at once, {whole:.0f}", f"{ours / whole:.2f} x", dict(apart=apart)
-    yield "", "", "largest difference of an embedding", f"{apart:.0e}", {}
+    yield "captions/s", ours, f"SentenceTransformer.encode in file order, batch 32, {order:.0f}", ours / order
+    yield "", ours, f"SentenceTransformer.encode of all at once, {whole:.0f}", ours / whole
+    yield "  largest difference of an element", apart, "SentenceTransformer's embeddings", ""
 
 
 def epoch(args):
@@ -222,16 +227,17 @@ def epoch(args):
         optimiser.step()
 
     # forward, gradient of both weights, gradient of the hidden layer; the loss's scores (n, batch) forward and back to the prediction
-    products = [(n, dim, width), (n, width, out), (dim, n, width), (width, n, out), (n, out, width), (n, out, batch), (n, batch, out)]
+    products = [(n, dim, width), (n, width, out), (width, n, dim), (out, n, width), (n, out, width), (n, out, batch), (n, batch, out)]
 
-    def seconds(linear):
-        return members * sum(median(lambda p=p: linear(torch.randn(p[0], p[1]), torch.randn(p[2], p[1])), args.repeats)
-                             - median(lambda p=p: (torch.randn(p[0], p[1]), torch.randn(p[2], p[1])), args.repeats) for p in products)  # fmt: skip
+    inputs = [(torch.randn(a, b), torch.randn(c, b)) for a, b, c in products]
 
-    onednn = seconds(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
-    mkl, whole = seconds(torch.nn.functional.linear), median(step, args.repeats)
-    yield "an epoch of --recipe retrieval, s", f"{whole * steps:.2f}", f"its products by torch's linear layer (MKL), {mkl * steps:.2f}", f"{whole / mkl:.2f} x", dict(epoch_s=whole * steps)
-    yield "", "", f"its products by oneDNN, {onednn * steps:.2f}", f"{whole / onednn:.2f} x", {}
+    def alone(linear):
+        return steps * members * median(lambda: [linear(x, w) for x, w in inputs], args.repeats)
+
+    whole = steps * median(step, args.repeats)
+    mkl, onednn = alone(torch.nn.functional.linear), alone(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    yield "an epoch of --recipe retrieval, s", whole, f"its products by torch's linear layer (MKL), {mkl:.2f}", mkl / whole
+    yield "", whole, f"its products by oneDNN, {onednn:.2f}", onednn / whole
 
 
 def scripts(args):
@@ -240,20 +246,20 @@ def scripts(args):
         name = next(iter(table(args)))
         common = ["--cache", f"{folder}/cache.sqlite", "--quiet"]
         process(["train.py", "--csv", args.csv, "--images", args.images, "--run", f"{folder}/run", "--epochs", 1, *common])
-        read = Path(folder, "read.py")
-        read.write_text("import torch\nfrom models.text import TextEncoder\nfrom models.vision import VisionEncoder, PACKAGED\n"
-                        "[open(t.path if t.path.is_file() else t.path / 'model.safetensors', 'rb').read() for t in (VisionEncoder('cpu', PACKAGED), TextEncoder())]\n")  # fmt: skip
+        floor = ("import torch\nfrom models.text import TextEncoder\nfrom models.vision import VisionEncoder\n"
+                 "VisionEncoder('cpu', 'efficientnet-lite0'), TextEncoder()  # finds, reads and hashes both")  # fmt: skip
+        scripts = {"floor": floor, "empty": ""}
+        for script, code in scripts.items():
+            Path(folder, f"{script}.py").write_text(code)
         os.environ["PYTHONPATH"] = os.getcwd()
-        floor = statistics.median(process([read])[0] for _ in range(3))
+        floor = statistics.median(process([f"{folder}/floor.py"])[0] for _ in range(3))
         runs = [process(["eval.py", Path(args.images, name), "--run", f"{folder}/run"]) for _ in range(3)]
-        seconds, peak = statistics.median(s for s, _ in runs), max(gb for _, gb in runs)
-        yield "python eval.py IMAGE, s", f"{seconds:.1f}", f"import torch and reading the weights, {floor:.1f}", f"{seconds / floor:.1f} x", dict(seconds=seconds)
-        yield "  its peak memory, GB", f"{peak:.2f}", "", "", dict(gb=peak)
-        empty = Path(folder, "empty.py")
-        empty.write_text("")
-        bare = process([empty])[0]
+        seconds = statistics.median(seconds for seconds, _ in runs)
+        yield "python eval.py IMAGE, s", seconds, f"import torch and reading the weights, {floor:.1f}", floor / seconds
+        yield "  its peak memory, GB", max(gb for _, gb in runs), "", ""
+        bare = process([f"{folder}/empty.py"])[0]
         told = max(process([script, "--help"])[0] for script in ("train.py", "eval.py"))
-        yield "train.py --help, eval.py --help, s", f"{told:.2f}", f"Python itself, {bare:.2f}", f"{told / bare:.1f} x", dict(seconds=told)
+        yield "--help of train.py and eval.py, s", told, f"Python itself, {bare:.2f}", ""
 
 
 def search(args):
@@ -273,9 +279,7 @@ def search(args):
     for n in (1, 100):
         ours = median(lambda n=n: top_k(queries[:n], rows, 10), args.repeats)
         theirs = median(lambda n=n: flat.search(queries[:n].numpy(), 10), args.repeats)
-        yield f"search, 1 M x 384, {n} queries, ms", f"{1e3 * ours:.0f}", f"faiss IndexFlatIP, {1e3 * theirs:.0f}", f"{theirs / ours:.2f} x", dict(ms=1e3 * ours)
-    exact = top_k(queries, rows, 10)[1]
-    del flat
+        yield f"search, 1 M x 384, {n} queries, ms", 1e3 * ours, f"faiss IndexFlatIP, {1e3 * theirs:.0f}", theirs / ours
     index = Index(ndim=384, metric="ip", dtype="f16")
     began = time.perf_counter()
     index.add(torch.arange(200_000).numpy(), rows[:200_000].numpy())
@@ -283,9 +287,10 @@ def search(args):
     exact = top_k(queries, rows[:200_000], 10)[1]
     found = torch.tensor(index.search(queries.numpy(), 10).keys.astype("int64"))
     recall = (found[:, :, None] == exact[:, None, :]).any(2).double().mean().item()
-    each, plain = (median(f, args.repeats) for f in (lambda: index.search(queries[:1].numpy(), 10), lambda: top_k(queries[:1], rows[:200_000], 10)))
-    yield ("usearch, 200,000 x 384, one query, ms", f"{1e3 * each:.2f}", f"exact, {1e3 * plain:.1f}; recall@10 {recall:.3f}, built in {built:.0f} s",
-           f"{plain / each:.0f} x", dict(ms=1e3 * each, recall=recall))  # fmt: skip
+    each = 1e3 * median(lambda: index.search(queries[:1].numpy(), 10), args.repeats)
+    plain = 1e3 * median(lambda: top_k(queries[:1], rows[:200_000], 10), args.repeats)
+    told = f"exact, {plain:.1f}; recall@10 {recall:.3f}, built in {built:.0f} s"
+    yield "usearch, 200,000 x 384, one query, ms", each, told, plain / each
 
 
 def loop(args):
@@ -314,13 +319,86 @@ def loop(args):
             loss.backward()
             optimiser.step()
         ten = 10 * (time.perf_counter() - began)
-        common = ["train.py", "--csv", path, "--images", args.images, "--vision", name, "--run", f"{folder}/run", "--cache", f"{folder}/cache.sqlite", "--quiet"]
-        cold, warm = process(common)[0], process(common)[0]
-        yield f"train.py, {len(dataset)} images, 10 epochs, cold, s", f"{cold:.1f}", f"the loop that encodes every epoch, {ten:.0f}", f"{ten / cold:.1f} x", dict(seconds=cold)
-        yield "the same, cache warm, s", f"{warm:.1f}", "the loop", f"{ten / warm:.0f} x", dict(seconds=warm)
-        peak = process(["train.py", "--csv", args.csv, "--images", args.images, "--vision", name, "--run", f"{folder}/peak", "--epochs", 1,
-                        "--cache", f"{folder}/peak.sqlite", "--quiet"])[1]  # fmt: skip
-        yield "train.py on the whole CSV, cold: peak memory, GB", f"{peak:.2f}", "", "", dict(gb=peak)
+        common = ["--images", args.images, "--vision", name, "--cache", f"{folder}/cache.sqlite", "--quiet"]
+        cold, warm = (process(["train.py", "--csv", path, "--run", f"{folder}/run", *common])[0] for _ in range(2))
+        yield f"train.py, {len(dataset)} images, 10 epochs, cold, s", cold, f"the loop that encodes every epoch, {ten:.0f}", ten / cold
+        yield "the same, cache warm, s", warm, f"the loop, {ten:.0f}", ten / warm
+        common[common.index("--cache") + 1] = f"{folder}/whole.sqlite"
+        peak = process(["train.py", "--csv", args.csv, "--run", f"{folder}/whole", "--epochs", 1, *common])[1]
+        yield "train.py on the whole CSV, cold: peak memory, GB", peak, "", ""
+
+
+def growth(path, sizes=(1_000, 4_000, 16_000, 64_000), per_shard=4_000):
+    """train.py --shards over feature shards of random numbers, five captions an image: seconds and peak memory of its own for each
+    number of images, printed and plotted to `path`. Pages of the shards' files are the system's, which drops them when it wants memory."""
+    import torch
+    from matplotlib.figure import Figure
+    from safetensors.torch import save_file
+
+    from models.shards import FORMAT
+    from models.text import TextEncoder
+    from models.vision import PACKAGED, VisionEncoder
+
+    vision, text, found = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu"), []
+    towers = dict(format=FORMAT, vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    code = """
+import sys, threading, time, train
+peak = [0]
+def watch():
+    while True:
+        peak[0] = max(peak[0], next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")))
+        time.sleep(0.05)
+threading.Thread(target=watch, daemon=True).start()
+train.main(sys.argv[1:])
+print(peak[0], file=sys.stderr)"""
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            starts = range(0, size, per_shard)
+            for number, start in enumerate(starts):
+                n = min(per_shard, size - start)
+                rows = {key: torch.nn.functional.normalize(torch.randn(m, d), dim=1).half()
+                        for key, m, d in (("image", n, vision.dim), ("text", 5 * n, 384))}  # fmt: skip
+                names = bytearray(json.dumps([f"{start + i}.jpg" for i in range(n)]).encode())
+                save_file(rows | dict(image_of=torch.arange(5 * n) // 5, names=torch.frombuffer(names, dtype=torch.uint8)),
+                          Path(folder, f"{number:05}.safetensors"), towers | dict(tar_sha256=f"random {start}"))  # fmt: skip
+            flags = ["--shards", f"{folder}/{{00000..{len(starts) - 1:05}}}.tar", "--shard-features", folder, "--vision", PACKAGED,
+                     "--recipe", "retrieval", "--epochs", "1", "--val-fraction", str(500 / size), "--quiet", "--run", f"{folder}/run"]
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", code, *flags], check=True, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, text=True)  # fmt: skip
+            found.append((size, time.perf_counter() - began, int(done.stderr.split()[-1]) / 1e6))
+            yield f"train.py --shards, {size:,} images, 1 epoch, s", found[-1][1], f"peak memory of its own {found[-1][2]:.2f} GB", ""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    for axes, values, name in zip(figure.subplots(1, 2), list(zip(*found))[1:], ("seconds", "peak memory, GB")):
+        axes.plot(sizes, values, "o-")
+        axes.set(xlabel="images", ylabel=name, ylim=(0, None))
+    figure.savefig(path, dpi=150)
 
 
 ROWS = dict(clip=clip, tower=tower, jpeg=jpeg, captions=captions, epoch=epoch, scripts=scripts, search=search, loop=loop)
+
+
+def main(argv=None):
+    """Print a table, then one JSON line. Exit code: 0 done, 130 interrupted."""
+    args = parse(argv)
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    machine, found = f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}", []
+    print(machine)
+    try:
+        for rows in [growth(args.growth)] if args.growth else [ROWS[name](args) for name in args.rows or ROWS]:
+            for what, value, against, ratio in rows:
+                shown = f"{value:10.3g}" if value < 1000 else f"{value:10.0f}"
+                times = f"{ratio:.2f} x" if ratio else ""
+                print(f"{what:52} {shown if what else '':>10}  {against:72} {times:>8}", flush=True)
+                found.append(dict(what=what or found[-1]["what"], value=value, against=against, ratio=ratio or None))
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(dict(machine=machine, rows=found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
