@@ -146,6 +146,8 @@ def train(args, typed, stop):
     from models.text import TextEncoder
     from models.vision import VisionEncoder, choose
 
+    if stop:  # an import swallowed the interrupt
+        raise KeyboardInterrupt
     run, last = Path(args.run), Path(args.run, "last.pt")
     state = checkpoint.load(last, whole=True) if args.resume and last.exists() else None
     if args.resume and state is None:

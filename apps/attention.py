@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 STEPS = 32  # points of the integral: sums were off by 0.0001 of cosine at most, with 16 by 0.015 (the retrieval recipe on Flickr8k)
@@ -25,7 +26,8 @@ THIS = "this model"
 
 def explain(model, image, texts, method="gradients"):
     """(scores (C,), maps (C, H, W)), float32 on the CPU, of C texts for a path or PIL image. H and W are the picture's, scaled
-    down to 512 pixels; a map is NaN where no tower looked (what the centre crop cuts off).
+    down to 512 pixels; a map is NaN where not every tower looked (what the centre crop cuts off). ValueError for a file that is no
+    image, and for a tower whose places "gradients" does not know.
 
     "gradients": cosine a picture, so that a map's mean over what was seen is about the score less the baseline's (`shares` adds
     up exactly). "occlusion": how much the score falls when a grey square hides the place; for every tower, 81 runs of it."""
@@ -69,7 +71,7 @@ def shares(model, image, text):
 
 def _places(tower, pixels, mean):
     """(maps, baselines, pool) of pixels (1, 3, S, S): maps and baselines are lists of (1, channels, h, w), and `pool(*maps)` is
-    what `tower.encode(pixels)` gives."""
+    what `tower.encode(pixels)` gives. `mean` (dim,) are the baseline's features."""
     import torch
     import torch.nn.functional as F
     from open_clip.transformer import VisionTransformer
@@ -160,25 +162,29 @@ def _occluded(model, canvas, text):
 
 
 def panels(image, texts, scores, maps, path):
-    """Write a PNG: the picture, then a panel a text, its score under it. Red places speak for the text more than the picture's
-    places do on average, blue ones less; all panels share one scale; grey is what no tower saw."""
+    """Write a PNG: the picture, then in pale grey once a text with its map and score. Red places speak for the text more than the
+    picture's places do on average, blue ones less; all panels share one scale; what no tower saw is veiled."""
     import torch
     from matplotlib.figure import Figure
+    from PIL import Image
 
     picture = image.resize((maps.shape[2], maps.shape[1]))
+    grey = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.4)
+    unseen = torch.where(maps[0].isnan(), 0.6, math.nan)
     maps = maps - maps.nanmean((1, 2), keepdim=True)
     top = float(maps.nan_to_num().abs().max()) or 1.0
     tall = min(8.0, max(1.0, 3.1 * picture.height / picture.width))  # inches
     figure = Figure(figsize=(3.3 * (len(texts) + 1) + 0.7, tall + 0.6), layout="constrained")
     axes = figure.subplots(1, len(texts) + 1)
-    for axis in axes:
-        axis.imshow(picture)
-        axis.set(xticks=[], yticks=[])
-        axis.imshow(torch.where(maps[0].isnan(), 0.6, math.nan), cmap="gray", vmin=0, vmax=1, alpha=0.85)
-    axes[0].set_xlabel("the picture", parse_math=False)
+    axes[0].imshow(picture)
+    axes[0].set_xlabel("the picture")
     for axis, text, score, heat in zip(axes[1:], texts, scores.tolist(), maps):
-        shown = axis.imshow(heat, cmap="RdBu_r", vmin=-top, vmax=top, alpha=0.85 * heat.abs().nan_to_num() / top)
-        axis.set_xlabel(f"{text}\n{score:.4f}", wrap=True, parse_math=False)
+        axis.imshow(grey)
+        shown = axis.imshow(heat, cmap="RdBu_r", vmin=-top, vmax=top, alpha=(1.5 * heat.abs().nan_to_num() / top).clamp(0, 0.8))
+        axis.set_xlabel(f"{textwrap.fill(text, 44)}\n{score:.4f}", parse_math=False)
+    for axis in axes:
+        axis.imshow(unseen, cmap="gray", vmin=0, vmax=1, alpha=0.85)
+        axis.set(xticks=[], yticks=[])
     figure.colorbar(shown, ax=list(axes), label="cosine, above the mean place", shrink=0.8)
     figure.savefig(path, dpi=100)
 
@@ -208,8 +214,8 @@ def judge(heat, boxes, text):
     the text, and whether its mean is highest in the boxes of the text; the second is None where there is nothing to confuse."""
     pointed = bool(inside(boxes[text], heat).flatten()[heat.nan_to_num(-math.inf).argmax()])
     means = {other: float(heat[inside(places, heat)].nanmean()) for other, places in boxes.items()}
-    found = all(means[text] > mean for other, mean in means.items() if other != text)
-    return pointed, found if len(boxes) > 1 else None
+    rivals = [mean for other, mean in means.items() if other != text and not math.isnan(mean)]  # NaN: what was cut off competes with nobody
+    return pointed, all(means[text] > mean for mean in rivals) and not math.isnan(means[text]) if len(boxes) > 1 else None
 
 
 def rank_correlation(a, b):
@@ -236,7 +242,7 @@ def interval(per_image, draws=1000):
 def pointing(models, boxes, folder, method="gradients", quiet=False):
     """Play the pointing game with `models` {row name: VLJEPA}, THIS the one in question, over `boxes` {image name:
     {text: [[x0, y0, x1, y1], ...]}} in pixels, images in `folder`. Returns {row name: (pointed, found, alike)}: percent with its
-    95 % interval twice, and the mean rank correlation with those of THIS."""
+    95 % interval twice, and the mean rank correlation with the maps of THIS."""
     import torch
     from tqdm import tqdm
 
@@ -251,7 +257,7 @@ def pointing(models, boxes, folder, method="gradients", quiet=False):
         own, astray = own[: len(texts)], own[len(texts) :]  # (C, H, W), (1 or 0, H, W)
         height, width = own.shape[1:]
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        maps = {"random point": torch.rand(own.shape, generator=generator), "centre": (-(x**2) - y**2).expand_as(own)}
+        maps = {"random point": torch.rand(own.shape, generator=generator) + 0 * own, "centre": -(x**2) - y**2 + 0 * own}  # NaN stays NaN
         maps |= {row: explain(model, image, texts, method)[1] for row, model in models.items() if row != THIS}
         maps |= ({"another text": astray.expand_as(own)} if other else {}) | {THIS: own}
         scaled = {text: [[side * width / image.width for side in box] for box in places] for text, places in boxes[name].items()}
@@ -320,6 +326,7 @@ def picture(args, model):
 
 
 def parse(argv):
+    """The command line; a PNG that would be written over the image is refused."""
     p = argparse.ArgumentParser("python -m apps.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("image", nargs="?", metavar="IMAGE", help="image file")
     p.add_argument("texts", nargs="*", metavar="TEXT", help="what to look for; a panel each")

@@ -197,6 +197,9 @@ def test_judge_by_hand():
     assert attention.judge(heat, boxes, "b") == (False, False)
     assert attention.judge(torch.zeros(4, 6), boxes, "b") == (False, False)
     assert attention.judge(heat, {"a": boxes["a"]}, "a") == (True, None)
+    heat[:, 4:] = math.nan  # cut off: no rival, and no winner either
+    assert attention.judge(heat, boxes, "b") == (False, False) and attention.judge(heat, boxes, "c") == (False, False)
+    assert attention.judge(heat, {"a": boxes["a"], "c": boxes["c"]}, "a") == (True, True)
 
 
 def test_interval_is_over_images():

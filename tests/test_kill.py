@@ -79,6 +79,7 @@ def child(job):
     with open(folder / "said", "w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     try:
         sys.setprofile(count)
         code = globals()[job["name"]](folder)
@@ -290,8 +291,9 @@ def test_signal_while_torch_is_imported_stops_cleanly(tmp_path, count):
     draw = random.Random(1)
     for i in range(count):
         number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][i % 2]
-        call = 10_000 + draw.randrange(100_000)
-        done = subprocess.run([sys.executable, "-c", COLD, str(call), str(int(number)), "--run", str(tmp_path / "run")], cwd=ROOT,
+        call = 1000 + draw.randrange(200_000)  # of more than twice as many up to the captions file, which is not there
+        argv = ["--run", tmp_path / "run", "--cache", tmp_path / "features.sqlite", "--csv", tmp_path / "none.csv"]
+        done = subprocess.run([sys.executable, "-c", COLD, str(call), str(int(number)), *map(str, argv)], cwd=tmp_path,
                               env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)  # fmt: skip
         assert done.returncode == code and "Traceback" not in done.stderr and "stopped" in done.stderr, done.stderr
     print(f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130, no traceback")

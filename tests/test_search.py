@@ -436,7 +436,8 @@ def test_index_that_points_outside_its_folder_is_refused(world, place, tmp_path,
 @pytest.mark.parametrize("statement", [
     "UPDATE images SET row = x'00' WHERE id = 2", "UPDATE images SET row = zeroblob(20)", "UPDATE images SET row = 5",
     "UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1", "UPDATE images SET path = 7 WHERE id = 1",
-    "UPDATE images SET row = x'123456'", "UPDATE images SET sketch = x'007e' || substr(sketch, 3)",
+    "UPDATE images SET row = x'123456'", "DELETE FROM meta WHERE key != 'format'",
+    "UPDATE images SET sketch = x'007e' || substr(sketch, 3)",
     "UPDATE meta SET value = x'ff' WHERE key = 'model'", "UPDATE meta SET value = 9", "DELETE FROM meta", "DROP TABLE images",
     "ALTER TABLE images DROP COLUMN sketch", "UPDATE images SET path = x'' WHERE id = 1", "UPDATE images SET stamp = x'ff'",
 ])  # fmt: skip
