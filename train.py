@@ -2,7 +2,7 @@
 
     python train.py                                                       the archive that comes with it, minutes on a CPU
     python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the recipe that measured best
-    torchrun --nproc_per_node=2 train.py --shards 'cc3m-{00000..00331}.tar'    several processes, WebDataset tars
+    torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'    several processes, WebDataset tars
 
 The frozen towers run once an image and once a caption (models/features.py); after that an epoch is tensor slices.
 """
@@ -190,8 +190,8 @@ def train(args, typed, stop):
     # model
     torch.manual_seed(args.seed)
     predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout, args.members).to(device)
-    if args.standardise:  # of shards, by 65,536 images
-        predictor.standardise((image[torch.randperm(len(image))[:65536]] if args.shards else image).to(device))
+    if args.standardise:  # of shards, by at most 65,535 images
+        predictor.standardise((image[:: max(1, len(image) // 32_768)] if args.shards else image).to(device))
     each = torch.compile(ranks.parallel(predictor)) if args.compile else ranks.parallel(predictor)
     start = losses.LOSSES[args.loss] or (1.0, 0.0)
     log_scale, bias = (torch.tensor(v, device=device, requires_grad=True) for v in (math.log(start[0]), start[1]))

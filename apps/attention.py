@@ -296,6 +296,9 @@ def game(args, model):
     boxes = {name: texts for name, texts in read_boxes(args.pointing).items() if name not in trained_on}
     if not boxes:
         raise ValueError(f"{args.pointing}: none of its images is held out; {args.run} was trained on all of them")
+    folder = Path(args.images or recipe["images"])
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images; name yours with --images DIR")
     models = {"predictor shuffled": None, "predictor and tower shuffled": None}
     for row in models:
         models[row] = VLJEPA.load(args.run, model.predictor.mean.device)
@@ -304,7 +307,7 @@ def game(args, model):
     for tower in models[row].vision.parts or [models[row].vision]:
         for network in {tower.network, tower.fast}:  # one thing for most towers
             shuffle(network)
-    rows = pointing(models | {THIS: model}, boxes, args.images or recipe["images"], args.method, args.quiet)
+    rows = pointing(models | {THIS: model}, boxes, folder, args.method, args.quiet)
     asked = sum(map(len, boxes.values()))
     print(f"{args.pointing}: {len(boxes)} held-out images, {asked} texts; {model.vision.name}, {args.run}, {args.method}")
     print(f"{'':30} | highest point on the thing, % | named thing the hottest, % | rank correlation")

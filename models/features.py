@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 SCHEMA = (
@@ -80,10 +79,8 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
 
             keys = [_key(part, digest) for digest in digests]
             columns.append(store.rows(keys, image_rows, f"images, {part.name}", quiet))
-        image = F.normalize(torch.cat(columns, dim=1), dim=-1)
-
-        rows = _caption_rows(store, dataset.captions, text, quiet)
-        return Features(image, rows, torch.tensor(dataset.image_of))
+        image = _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
+        return Features(image, _caption_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of))
 
 
 def encode_captions(captions, text, cache=".cache/features.sqlite", quiet=False):
@@ -99,7 +96,12 @@ def _caption_rows(store, captions, text, quiet):
             yield batch, text.encode([captions[i] for i in batch])
 
     keys = [_key(text, caption.encode()) for caption in captions]
-    return F.normalize(store.rows(keys, encode, f"captions, {text.name}", quiet), dim=-1)
+    return _unit(store.rows(keys, encode, f"captions, {text.name}", quiet))
+
+
+def _unit(rows):
+    """F.normalize in place: of 100,000 captions a copy is 150 MB."""
+    return rows.div_(rows.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 def _key(tower, content):

@@ -10,6 +10,7 @@ N processes take the step that one takes.
 """
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,8 @@ def start(device):
         return 0, 1
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # ranks may end their share of the encoding hours apart
     return dist.get_rank(), dist.get_world_size()
 
 

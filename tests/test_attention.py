@@ -265,6 +265,7 @@ def test_main_says_what_is_wrong(world, tmp_path, capsys):
     for flags, said in [
         (["--pointing", tmp_path / "seen.json"], "none of its images is held out"),
         (["--pointing", tmp_path / "none.json"], "none.json"),
+        (["--pointing", world.json, "--images", tmp_path / "none"], "none: no such folder of images; name yours with --images"),
         ([tmp_path / "no.png", "a cat", "--out", out], "no.png: "),
         ([tmp_path / "none.png", "a cat", "--out", out], "none.png"),
         ([tmp_path / "a.png", "a cat", "--out", tmp_path / "none" / "out.png"], "none/out.png"),

@@ -55,6 +55,13 @@ def test_load_takes_a_run_folder_or_a_checkpoint(run, model, images):
     assert VLJEPA.load(run / "last.pt").state["epoch"] == 20
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_device_that_is_not_there_is_named(run):
+    """Catches torch's traceback for a GPU that a copied command line asks for."""
+    with pytest.raises(ValueError, match="--device cuda: not usable here"):
+        VLJEPA.load(run, "cuda")
+
+
 def test_load_without_a_run_says_to_train_first(tmp_path):
     """Catches a bare 'No such file'."""
     with pytest.raises(FileNotFoundError, match="train first"):
