@@ -8,6 +8,7 @@ The frozen towers run once an image and once a caption (models/features.py); aft
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import math
@@ -168,7 +169,7 @@ def train(args, typed, stop):
     args.vision = name
     vision, text = VisionEncoder(device, name), TextEncoder(device, args.text)
     features, names, data = read(args, vision, text, rank, world)
-    vision.release(), text.release()  # training has no use for them
+    vision.release(), text.release(), gc.collect()  # training has no use for them; the text tower's parts refer to each other
     source = args.shards or args.csv
     _, val_names = split_by_image(names, args.val_fraction, args.seed)
     is_val = torch.tensor([name in val_names for name in names])
