@@ -272,6 +272,8 @@ def train(args, typed, stop):
             if ranks.any_rank(stop, device):
                 save_last(epoch - 1, step + 1)
                 print(f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved. Go on: python train.py --resume --run {run}")
+                del each
+                ranks.stop()
                 return 130 if stop[:1] == [signal.SIGINT] else 0
 
         entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
@@ -306,6 +308,7 @@ def train(args, typed, stop):
         print(table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"), flush=True)
         if m and (alarm := metrics.collapse_alarm(entry, len(predicted))):
             print(alarm)
+    del each  # before the processes part: it holds on to the group
     ranks.stop()
     if history and rank == 0:
         plots.curves(history, chance, run / "curves.png")

@@ -32,6 +32,7 @@ def start(device):
 def stop():
     """Leave the other processes. Not after an error: torchrun ends the others then."""
     if dist.is_initialized():
+        dist.barrier()  # no rank leaves while another is still in a collective
         dist.destroy_process_group()
 
 
@@ -54,7 +55,7 @@ class Each(nn.Module):
 def parallel(predictor):
     """`predictor.each` whose backward pass averages the gradients of all ranks."""
     each = Each(predictor)
-    return nn.parallel.DistributedDataParallel(each, broadcast_buffers=False) if dist.is_initialized() else each
+    return nn.parallel.DistributedDataParallel(each) if dist.is_initialized() else each
 
 
 def gather(rows, n):

@@ -69,9 +69,12 @@ def test_scripts_and_snippet_run_with_clip(place, capsys):
     retrieval table with CLIP's own zero-shot row."""
     assert train.main(["--epochs", "1", "--val-fraction", "0.5", "--seed", "1", "--quiet"]) == 0
     assert "clip-vit-b-16: CLIP's weights are in the Hugging Face cache" in capsys.readouterr().out
-    (snippet,) = [block for block in BLOCKS if "VLJEPA.load" in block]
+    snippets = [block for block in BLOCKS if "VLJEPA.load" in block]
+    assert len(snippets) == 2  # in your own code, and sharing
     for name, source in (("a.jpg", NAMES[0]), ("b.jpg", NAMES[1])):
         shutil.copy(place / "my_image_archive" / source, place / name)
-    exec(snippet, {})  # noqa: S102
+    for snippet in snippets:
+        exec(snippet, {})  # noqa: S102
+    assert (place / "shared" / "mine" / "README.md").is_file()
     assert evaluate.main(["--csv", "unique_caption.csv", "--json", "table.json", "--quiet"]) == 0
     assert "clip-vit-b-16, zero-shot" in capsys.readouterr().out
