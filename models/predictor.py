@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x):
         below = round(256 * self.p)
-        if x.device.type != "cpu" or not self.training or below in (0, 256):
+        if x.device.type != "cpu" or not self.training or below in (0, 256) or torch.compiler.is_compiling():
             return super().forward(x)
         start, total = self.rows or (0, x.numel() // x.shape[-1])
         width = x.shape[-1]
@@ -79,7 +79,7 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         plain = x.device.type != "cpu" or x.ndim != 2 or not len(x) or not torch.backends.mkldnn.is_available()
-        if plain or torch.is_autocast_enabled("cpu"):
+        if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)
 

@@ -137,3 +137,13 @@ def test_rank_that_dies_takes_the_job_down_and_resume_goes_on(archive, tmp_path)
     assert "SIGKILL" in errors or "Signal 9" in errors
     epochs = checkpoint.load(run / "last.pt")["epoch"]
     assert train.main(list(map(str, flags(archive, run, "--epochs", epochs + 1, "--resume")))) == 0
+
+
+@pytest.mark.parametrize("flag", ["--bf16", pytest.param("--compile", marks=pytest.mark.slow)])
+def test_flags_for_gpus_train_on_a_cpu_too(archive, tmp_path, flag):
+    """Catches a custom layer that neither autocast nor the compiler gets through."""
+    import train
+
+    recipe = ["--loss", "info_nce", "--dropout", 0.5, "--members", 2, "--lr", 0.01, "--epochs", 2]
+    assert train.main(list(map(str, flags(archive, tmp_path / "run", *recipe, flag)))) == 0
+    assert torch.isfinite(parameters(tmp_path / "run")).all()
