@@ -67,6 +67,8 @@ class TextEncoder:
 
     def __init__(self, device="cpu", name="all-MiniLM-L6-v2"):
         self.device, self.name, self.path = torch.device(device), name, _find(name)
+        if not any((self.path / name).is_file() for name in ("modules.json", "config.json")):  # or "/" would be hashed whole
+            raise FileNotFoundError(f"text tower {name}: {self.path} holds no modules.json or config.json: not a model's folder")
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and not any(p.match(pattern) for pattern in NOT_NEEDED))
         weights = next((p for w in WEIGHTS for p in files if p.name == w), None)
         if weights is None:

@@ -53,6 +53,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @classmethod
     def _from_state(cls, state, path, device):
         towers = {}
+        if not {"vision", "text"} <= state["towers"].keys():
+            raise ValueError(f"{path}: names no vision and text tower; train.py writes no such checkpoint")
         for kind, encoder in (("vision", VisionEncoder), ("text", TextEncoder)):
             towers[kind] = encoder(device, state["towers"][kind]["name"])
             if towers[kind].sha256 != state["towers"][kind]["sha256"]:

@@ -134,3 +134,11 @@ def test_packaged_tower_needs_no_hub_and_builds_nothing_until_asked(no_hub):
     """Catches a network call, or 90 MB of network loaded, by a run whose features are all cached."""
     tower = TextEncoder("cpu")
     assert "network" not in vars(tower) and tower.sha256 == TEXT_ENCODERS["all-MiniLM-L6-v2"]["sha256"]
+
+
+def test_folder_that_is_no_model_is_not_read_through(tmp_path):
+    """Catches a checkpoint that names a whole disk as its text tower, which would be hashed file by file."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match="not a model's folder"):
+        TextEncoder("cpu", str(tmp_path))

@@ -131,6 +131,13 @@ def test_another_tower_than_it_was_trained_with_is_refused(run, tmp_path, kind):
         VLJEPA.load(path)
 
 
+def test_checkpoint_without_a_tower_is_refused(run, tmp_path):
+    """Catches a bare KeyError."""
+    path = changed(run, tmp_path, lambda state: state["towers"].pop("text"))
+    with pytest.raises(ValueError, match="names no vision and text tower"):
+        VLJEPA.load(path)
+
+
 @pytest.mark.parametrize("change", [dict(hidden_dim=17), dict(text_dim=100), dict(depth=3)], ids=str)
 def test_configuration_that_does_not_fit_the_parameters_is_refused(run, tmp_path, change):
     """Catches torch's traceback, or a TypeError for a setting that a later version wrote; the file has to be named."""
