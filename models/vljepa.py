@@ -61,8 +61,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
                 raise ValueError(f"{path}: trained with the {kind} tower {towers[kind].name} of SHA-256 {state['towers'][kind]['sha256']}, "
                                  f"but the one here has {towers[kind].sha256}; embeddings of the two don't mix")  # fmt: skip
         try:
-            predictor = Predictor(**state["config"])
-            predictor.load_state_dict(state["predictor"])
+            with torch.device("meta"):  # no random parameters made to be thrown away
+                predictor = Predictor(**state["config"])
+            predictor.load_state_dict(state["predictor"], assign=True)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: its parameters don't fit its own configuration {state['config']} ({error})") from None
         try:

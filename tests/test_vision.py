@@ -32,7 +32,7 @@ def plain(lite0, lite2):
     import timm
 
     def network(tower):
-        network = timm.create_model(tower.spec["timm"])
+        network = timm.create_model(f"tf_{tower.name.replace('-', '_')}")
         network.load_state_dict(dict(zip(network.state_dict(), read_weights(tower.path).values(), strict=True)))
         return network.eval()
 

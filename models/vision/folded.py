@@ -4,20 +4,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+NORM = ("weight", "bias", "running_mean", "running_var")
+STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of EfficientNet's seven stages: the one thing its weights don't tell
+
 
 class FoldedLite(nn.Module):
-    """EfficientNet-Lite for inference: batch norm folded into the convolution before it. (B, 3, H, W) -> (B, dim), mean-pooled.
+    """EfficientNet-Lite for inference, from the published state dict: batch norm folded into the convolution before it. (B, 3, H, W) ->
+    (B, dim), mean-pooled.
 
     On a CPU each convolution with its ReLU6 is one oneDNN call (the one torch.compile emits, without a compiler), and four images
     run at a time, so that activations stay in the cache: measured fastest of 1, 2, 4, 8, 16 and 32 (apps/bench.py).
     `stages` also pools the outputs of the last three stages: what the head throws away tells actions and places apart.
     """
 
-    def __init__(self, network, stages=False):
+    def __init__(self, weights, stages=False):
         super().__init__()
-        self.stages = nn.ModuleList(nn.ModuleList(Block(block) for block in stage) for stage in network.blocks)
-        self.stem, self.head = Conv(network.conv_stem, network.bn1), Conv(network.conv_head, network.bn2)
         self.pooled_stages = 3 if stages else 0
+        self.stem, self.stages, width = Conv(weights, "_conv_stem", "_bn0", 2), nn.ModuleList(), None
+        for n in range(sum(key.endswith("._depthwise_conv.weight") for key in weights)):
+            last, width = width, len(weights[f"_blocks.{n}._project_conv.weight"])
+            if width != last:  # a stage begins
+                self.stages.append(nn.ModuleList())
+            stride = STRIDES[len(self.stages) - 1] if width != last else 1
+            self.stages[-1].append(Block(weights, f"_blocks.{n}.", stride, has_skip=width == last))
+        self.head = Conv(weights, "_conv_head", "_bn1")
 
     def forward(self, images):
         at_once = 4 if images.device.type == "cpu" else len(images)
@@ -39,35 +49,33 @@ class FoldedLite(nn.Module):
 
 
 class Block(nn.Module):
-    """Expand, convolve each channel, project; plus the input where timm's block has a skip."""
+    """Expand, convolve each channel, project; plus the input where the width stays."""
 
-    def __init__(self, block):
+    def __init__(self, weights, at, stride, has_skip):
         super().__init__()
-        pairs = [("conv_dw", "bn1"), ("conv_pw", "bn2")]  # the first stage has no expansion
-        if hasattr(block, "conv_pwl"):
-            pairs = [("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")]
-        self.convs = nn.Sequential(*(Conv(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs))
-        self.has_skip = block.has_skip
+        expand = [Conv(weights, f"{at}_expand_conv", f"{at}_bn0")] if f"{at}_expand_conv.weight" in weights else []  # not in the first
+        self.convs = nn.Sequential(*expand, Conv(weights, f"{at}_depthwise_conv", f"{at}_bn1", stride),
+                                   Conv(weights, f"{at}_project_conv", f"{at}_bn2", relu6=False))  # fmt: skip
+        self.has_skip = has_skip
 
     def forward(self, x):
         return self.convs(x) + x if self.has_skip else self.convs(x)
 
 
 class Conv(nn.Module):
-    """A convolution with its batch norm folded in, then ReLU6 where the norm had one."""
+    """A convolution with its batch norm folded in, then ReLU6 but for a projection."""
 
-    def __init__(self, conv, norm):
+    def __init__(self, weights, conv, norm, stride=1, relu6=True):
         super().__init__()
-        folded = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
-        self.weight = nn.Parameter(folded.weight.detach().contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter(folded.bias.detach())
-        self.stride, self.groups, self.kernel, self.padding = conv.stride[0], conv.groups, conv.kernel_size[0], conv.padding
-        self.same = type(conv).__name__ == "Conv2dSame"  # TensorFlow's padding: the odd pixel goes right and below
-        self.relu6 = not isinstance(norm.act, nn.Identity)
+        weight, (scale, shift, mean, var) = weights[f"{conv}.weight"], (weights[f"{norm}.{k}"] for k in NORM)
+        weight, bias = nn.utils.fusion.fuse_conv_bn_weights(weight, None, mean, var, 1e-3, scale, shift)
+        self.weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(bias.detach())
+        self.stride, self.groups, self.kernel, self.relu6 = stride, len(weight) if weight.shape[1] == 1 else 1, weight.shape[2], relu6
 
     def forward(self, x):
-        padding = self.padding
-        if self.same:
+        padding = (self.kernel // 2, self.kernel // 2)
+        if self.stride > 1:  # TensorFlow's padding: the odd pixel goes right and below
             extra = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
             x, padding = F.pad(x, [side for n in extra for side in (n // 2, n - n // 2)]), (0, 0)
         if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not x.requires_grad:
@@ -79,18 +87,32 @@ class Conv(nn.Module):
 
 
 class FoldedViT(nn.Module):
-    """open_clip's VisionTransformer with QuickGELU: (B, 3, H, W) -> (B, dim), both of `dtype` (float32 or bfloat16). It takes `network`
-    over, which is not to be used any more. Eight images at a time: their activations stay in the caches."""
+    """CLIP's vision transformer with QuickGELU, from the tensors of its image tower (`visual.`, without that prefix), which it takes over:
+    (B, 3, H, W) -> (B, dim), both of `dtype` (float32 or bfloat16). Eight images at a time: their activations stay in the caches.
+    KeyError or ValueError when the tensors are of another network than the one asked for."""
 
-    def __init__(self, network, dtype):
+    def __init__(self, weights, image_size, patch_size, width, layers, head_width, dtype):
         super().__init__()
-        blocks = network.transformer.resblocks
-        for i, block in enumerate(blocks):
-            blocks[i] = ViTBlock(block, dtype)
-        self.network = network.to(dtype)
+        places = (image_size // patch_size) ** 2 + 1  # the patches, and the class token before them
+        found = [tuple(weights[key].shape) for key in ("conv1.weight", "positional_embedding")]
+        blocks = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
+        if (found, blocks) != ([(width, 3, patch_size, patch_size), (places, width)], layers):
+            raise ValueError(f"patches and places {found}, {blocks} blocks")
+        take = lambda *keys: nn.ParameterList(_frozen(weights[key], dtype) for key in keys)  # noqa: E731
+        self.blocks = nn.ModuleList(ViTBlock(weights, f"transformer.resblocks.{i}.", width // head_width, dtype) for i in range(layers))
+        self.before, self.after = (take(f"{norm}.weight", f"{norm}.bias") for norm in ("ln_pre", "ln_post"))
+        self.patches, self.places, self.first, self.out = take("conv1.weight", "positional_embedding", "class_embedding", "proj")
 
     def forward(self, images):
-        return torch.cat([self.network(x) for x in images.split(8)])
+        return torch.cat([self.rows(x) for x in images.split(8)])
+
+    def rows(self, x):
+        x = F.conv2d(x, self.patches, stride=self.patches.shape[2:]).flatten(2).mT  # (B, P, width)
+        x = torch.cat([self.first.expand(len(x), 1, -1), x], dim=1) + self.places
+        x = F.layer_norm(x, x.shape[2:], *self.before)
+        for block in self.blocks:
+            x = block(x)
+        return F.layer_norm(x[:, 0], x.shape[2:], *self.after) @ self.out
 
 
 class ViTBlock(nn.Module):
@@ -98,25 +120,31 @@ class ViTBlock(nn.Module):
     goes into the weights: the scale of the queries, and the 1.702 of QuickGELU, x sigmoid(1.702 x) = swish(1.702 x) / 1.702, so that
     the fused swish can do it. Softmax between two products, since torch's own fused attention takes twice as long in bfloat16 on a CPU."""
 
-    def __init__(self, block, dtype):
+    def __init__(self, weights, at, heads, dtype):
         super().__init__()
-        attention, mlp = block.attn, block.mlp
-        self.heads, self.norms = attention.num_heads, nn.ModuleList([block.ln_1, block.ln_2])
-        scale = torch.ones(3, attention.embed_dim)
-        scale[0] = attention.head_dim**-0.5
-        weights = [attention.in_proj_weight * scale.view(-1, 1), attention.out_proj.weight, mlp.c_fc.weight * 1.702,
-                   mlp.c_proj.weight / 1.702]  # fmt: skip
-        biases = [attention.in_proj_bias * scale.view(-1), attention.out_proj.bias, mlp.c_fc.bias * 1.702, mlp.c_proj.bias]
-        self.folded = nn.ParameterList(nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in weights + biases)
+        self.heads = heads
+        for kind in ("weight", "bias"):
+            qkv = weights[f"{at}attn.in_proj_{kind}"]
+            qkv[: len(qkv) // 3] *= (len(qkv) // 3 // heads) ** -0.5
+            weights[f"{at}mlp.c_fc.{kind}"] *= 1.702
+        weights[f"{at}mlp.c_proj.weight"] /= 1.702
+        names = [f"{name}{kind}" for name in ("ln_1.", "ln_2.", "attn.in_proj_", "attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.")
+                 for kind in ("weight", "bias")]  # fmt: skip
+        self.folded = nn.ParameterList(_frozen(weights[at + name], dtype) for name in names)
 
-    def forward(self, x, attn_mask=None):
-        qkv, out, up, down, qkv_bias, out_bias, up_bias, down_bias = self.folded
+    def forward(self, x):
+        before, before_bias, between, between_bias, qkv, qkv_bias, out, out_bias, up, up_bias, down, down_bias = self.folded
         linear = torch.ops.mkldnn._linear_pointwise
         b, t, d = x.shape
-        y = linear(self.norms[0](x), qkv, qkv_bias, "none", [], "").view(b, t, 3, self.heads, -1)
+        y = linear(F.layer_norm(x, (d,), before, before_bias), qkv, qkv_bias, "none", [], "").view(b, t, 3, self.heads, -1)
         q, k, v = y.permute(2, 0, 3, 1, 4).reshape(3, b * self.heads, t, -1)
         weights = torch.bmm(q, k.transpose(1, 2))  # (B * H, P, P)
         torch.softmax(weights, -1, out=weights)
         y = torch.bmm(weights, v).view(b, self.heads, t, -1).transpose(1, 2).reshape(b, t, d)
         x = linear.binary(y, x, out, out_bias, "add")
-        return linear.binary(linear(self.norms[1](x), up, up_bias, "swish", [], ""), x, down, down_bias, "add")
+        y = linear(F.layer_norm(x, (d,), between, between_bias), up, up_bias, "swish", [], "")
+        return linear.binary(y, x, down, down_bias, "add")
+
+
+def _frozen(tensor, dtype):
+    return nn.Parameter(tensor.to(dtype), requires_grad=False)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import torch
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-PLAIN = {"image_size", "layers", "width", "patch_size", "head_width"}  # settings of a vision transformer that FoldedViT knows
+PLAIN = {"layers", "width", "patch_size", "head_width"}  # settings of a vision transformer that FoldedViT knows
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # what open_clip's repositories call their weights
 PACKAGED = "efficientnet-lite0-stages"  # what 'auto' takes without CLIP: it comes with requirements.txt
 
@@ -86,7 +86,8 @@ def open_clip_spec(name):
         raise ValueError(f"image tower {name}: its preprocessing ({seen}) is not one of those written here")
     if tags == [pretrained] and seen.get("quick_gelu") and not config.get("quick_gelu"):
         raise ValueError(f"image tower {name}: these weights were trained with QuickGELU; type open_clip:{model}-quickgelu/{pretrained}")
-    plain = config.get("quick_gelu", False) and set(config["vision_cfg"]) <= PLAIN and isinstance(config["vision_cfg"]["layers"], int)
+    plain = {"head_width": 64} | {key: value for key, value in config["vision_cfg"].items() if key != "image_size"}
+    plain = plain if config.get("quick_gelu") and set(plain) == PLAIN and isinstance(plain["layers"], int) else None
     spec = dict(model=model, plain=plain, size=config["vision_cfg"].get("image_size", 224), dim=config["embed_dim"],
                 mean=seen.get("mean", CLIP_MEAN), std=seen.get("std", CLIP_STD), resize=seen.get("resize_mode", "shortest"))  # fmt: skip
     if tags != [pretrained]:
