@@ -12,6 +12,7 @@ places a tower has before it pools them: an EfficientNet-Lite's pooled maps, a C
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -305,8 +306,8 @@ def game(args, model):
         models[row].text = model.text  # loaded once
         shuffle(models[row].predictor)
     for tower in models[row].vision.parts or [models[row].vision]:
-        for network in {tower.network, tower.fast}:  # one thing for most towers
-            shuffle(network)
+        shuffle(tower.network)
+        tower.fast = copy.deepcopy(tower.network).to(tower.dtype)  # which encode runs
     rows = pointing(models | {THIS: model}, boxes, folder, args.method, args.quiet)
     asked = sum(map(len, boxes.values()))
     print(f"{args.pointing}: {len(boxes)} held-out images, {asked} texts; {model.vision.name}, {args.run}, {args.method}")

@@ -8,7 +8,7 @@ Making the object finds the model folder and hashes it; the network is built whe
 
 import hashlib
 import socket
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -54,40 +54,50 @@ def _find(name):
                                 f"fetched from {host} ({error}); connect once, or name a local folder") from None  # fmt: skip
 
 
-class MiniLM(torch.nn.Module):
+class MiniLM:
     """MiniLM's forward pass (BERT, mean-pooled) from its weights alone. sentence-transformers gives the same rows to 3e-7 (tests), takes
     four seconds to import, and pads; here only texts of the same number of tokens share a batch, so nothing is padded or masked."""
 
-    def __init__(self, path, tokens, heads=12):
-        super().__init__()
-        from safetensors.torch import load_file
+    def __init__(self, path, tokens, device, heads=12):
         from tokenizers import Tokenizer
 
-        weights, self.heads = load_file(path / "model.safetensors"), heads
-        self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        self.heads, self.tokenizer = heads, Tokenizer.from_file(str(path / "tokenizer.json"))
         self.tokenizer.no_padding(), self.tokenizer.enable_truncation(tokens)
-        both = lambda name: [weights[f"{name}.weight"], weights[f"{name}.bias"]]  # noqa: E731
-        self.words, self.places = (torch.nn.Parameter(rows, requires_grad=False) for rows in (
-            weights["embeddings.word_embeddings.weight"],
-            weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]))  # fmt: skip
-        self.norm, self.layers = _frozen(both("embeddings.LayerNorm")), torch.nn.ModuleList()
-        for at in (f"encoder.layer.{i}." for i in range(sum(key.endswith(".intermediate.dense.weight") for key in weights))):
-            qkv = [torch.cat(parts) for parts in zip(*(both(f"{at}attention.self.{part}") for part in ("query", "key", "value")))]
-            rest = ("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
-            self.layers.append(_frozen(qkv + [tensor for name in rest for tensor in both(at + name)]))
+        self.onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+        read = partial(_read, path / "model.safetensors", device=device)
+        start = read("embeddings.")
+        self.words, self.norm = start["word_embeddings.weight"], (start["LayerNorm.weight"], start["LayerNorm.bias"])
+        self.places, self.layers = start["position_embeddings.weight"] + start["token_type_embeddings.weight"][0], []
+        while w := read(f"encoder.layer.{len(self.layers)}."):
+            for kind in ("weight", "bias"):
+                w[f"qkv.{kind}"] = torch.cat([w[f"attention.self.{name}.{kind}"] for name in ("query", "key", "value")])
+            products = ("qkv", "attention.output.dense", "intermediate.dense", "output.dense")
+            if self.onednn:  # brought once into the order its kernels want, and not at every call
+                w |= {f"{name}.weight": torch.ops.mkldnn._reorder_linear_weight(w[f"{name}.weight"], 4096) for name in products}
+            # Copies: a single view of the file would keep all of it in memory.
+            self.layers.append([w[f"{name}.{kind}"].clone() for name in (*products, "attention.output.LayerNorm", "output.LayerNorm")
+                                for kind in ("weight", "bias")])  # fmt: skip
 
-    def forward(self, ids):
+    def rows(self, ids):
         """Token numbers (B, T) int64 -> (B, Dt), mean-pooled, of any length."""
         b, t = ids.shape
         x = self.words[ids] + self.places[:t]  # (B, T, W)
         d = x.shape[2]
         x = F.layer_norm(x, (d,), *self.norm, 1e-12).view(b * t, d)
-        for qkv, qkv_bias, out, out_bias, norm1, bias1, up, up_bias, down, down_bias, norm2, bias2 in self.layers:
-            q, k, v = _linear(x, qkv, qkv_bias).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, W / H)
+        for qkv, qkv_bias, out, out_bias, up, up_bias, down, down_bias, *norms in self.layers:
+            q, k, v = self.linear(x, qkv, qkv_bias).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, W / H)
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b * t, d)
-            x = F.layer_norm(x + _linear(y, out, out_bias), (d,), norm1, bias1, 1e-12)
-            x = F.layer_norm(x + _linear(_linear(x, up, up_bias, "gelu"), down, down_bias), (d,), norm2, bias2, 1e-12)
+            x = F.layer_norm(x + self.linear(y, out, out_bias), (d,), *norms[:2], 1e-12)
+            x = F.layer_norm(x + self.linear(self.linear(x, up, up_bias, "gelu"), down, down_bias), (d,), *norms[2:], 1e-12)
         return x.view(b, t, d).mean(1)
+
+    def linear(self, x, weight, bias, after="none"):
+        """A linear layer and what follows it ("none" or "gelu"), through oneDNN on a CPU: its float32 product is twice as fast as
+        MKL's on AMD (EXPERIMENTS.md)."""
+        if self.onednn:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "none")  # gelu: the exact one, not tanh's
+        x = F.linear(x, weight, bias)
+        return F.gelu(x) if after == "gelu" else x
 
     def encode(self, texts):
         """M texts -> (M, Dt) in their order, 4,096 tokens at a time: measured fastest from 256 to 8,192."""
@@ -97,7 +107,7 @@ class MiniLM(torch.nn.Module):
             same.setdefault(len(tokens), []).append(i)
         for length, found in same.items():
             for batch in torch.tensor(found).split(max(1, 4096 // length)):
-                rows[batch.to(rows.device)] = self(torch.tensor([ids[i] for i in batch.tolist()], device=rows.device))
+                rows[batch.to(rows.device)] = self.rows(torch.tensor([ids[i] for i in batch.tolist()], device=rows.device))
         return rows
 
 
@@ -109,17 +119,12 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def _frozen(tensors):
-    return torch.nn.ParameterList(torch.nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
+def _read(path, prefix, device):
+    """The tensors whose names start with `prefix`, without it. Mapped from the file: what is dropped leaves memory."""
+    from safetensors import safe_open
 
-
-def _linear(x, weight, bias, after="none"):
-    """A linear layer and what follows it ("none" or "gelu"), through oneDNN on a CPU: its float32 product is twice as fast as MKL's on
-    AMD (EXPERIMENTS.md)."""
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "none")  # gelu: the exact one, not tanh's
-    x = F.linear(x, weight, bias)
-    return F.gelu(x) if after == "gelu" else x
+    with safe_open(path, "pt", str(device)) as file:
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
 
 
 class TextEncoder:
@@ -146,7 +151,7 @@ class TextEncoder:
     def network(self):
         """The frozen network in eval mode: MiniLM, or a SentenceTransformer."""
         if spec := TEXT_ENCODERS.get(self.name):
-            return MiniLM(self.path, spec["tokens"]).eval().to(self.device)
+            return MiniLM(self.path, spec["tokens"], self.device)
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
 

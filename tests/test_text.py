@@ -82,8 +82,6 @@ def test_encode_rows_can_enter_training(minilm):
     head = torch.nn.Linear(384, 2)
     head(rows).sum().backward()
     assert head.weight.grad.abs().sum() > 0
-    assert not any(p.requires_grad or p.is_inference() for p in minilm.network.parameters())
-    assert not any(module.training for module in minilm.network.modules())
 
 
 def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):

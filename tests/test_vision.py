@@ -353,13 +353,13 @@ def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, file, write)
     """Catches a bare EOFError, SafetensorError or AttributeError, or a torch dump of missing keys, that names no file."""
     write(tmp_path / file)
     with pytest.raises(ValueError, match=file):
-        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/{file}").network  # noqa: B018
+        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/{file}").encode(torch.zeros(1, 3, 224, 224))
 
 
 def test_checkpoint_of_another_architecture_is_refused_by_name(clip_file):
     """Catches ViT-B/32 built from ViT-B/16's weights ending in torch's list of shapes, which names no file."""
     with pytest.raises(ValueError, match=clip_file.name):
-        VisionEncoder("cpu", f"open_clip:ViT-B-32/{clip_file}").network  # noqa: B018
+        VisionEncoder("cpu", f"open_clip:ViT-B-32/{clip_file}").encode(torch.zeros(1, 3, 224, 224))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -371,7 +371,7 @@ def test_pickle_bomb_as_weights_does_not_go_off(tmp_path, protocol):
     torch.save({"visual.proj": Bomb(tmp_path / "went off")}, old, pickle_protocol=max(2, protocol), _use_new_zipfile_serialization=False)
     for path in (bare, zipped, old):
         with pytest.raises(ValueError, match=path.name):
-            VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{path}").network  # noqa: B018
+            VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{path}").encode(torch.zeros(1, 3, 224, 224))
     assert not (tmp_path / "went off").exists()
 
 

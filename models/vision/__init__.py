@@ -102,7 +102,7 @@ class VisionEncoder:
         from open_clip.model import _build_vision_tower
 
         config = open_clip.get_model_config(self.spec["model"])
-        weights = self._open_clip_weights()
+        weights = read_weights(self.path, "visual.")
         vision_cfg = config["vision_cfg"] | dict(output_tokens=False)  # CoCa's would come beside the features
         build = partial(_build_vision_tower, config["embed_dim"], vision_cfg, config.get("quick_gelu", False))
         with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
@@ -122,18 +122,15 @@ class VisionEncoder:
         from the weights alone: importing open_clip takes longer than importing torch."""
         if self.spec.get("plain") and self.device.type == "cpu" and torch.backends.mkldnn.is_available():
             try:
-                return FoldedViT(self._open_clip_weights(), self.size, **self.spec["plain"], dtype=self.dtype)
+                read = lambda part: read_weights(self.path, f"visual.{part}")  # noqa: E731
+                return FoldedViT(read, self.size, **self.spec["plain"], dtype=self.dtype)
             except (LookupError, ValueError, RuntimeError) as error:
                 raise self._misfit(error) from None
         return self.network if self.dtype == torch.float32 else copy.deepcopy(self.network).to(self.dtype)
 
-    def _open_clip_weights(self):
-        if weights := read_weights(self.path, "visual."):
-            return weights
-        raise ValueError(f"{self.path}: holds no 'visual.' tensors, so it is not a checkpoint of open_clip's {self.spec['model']}")
-
     def _misfit(self, error):
-        return ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']} ({str(error)[:300]} ...)")
+        found = f"'visual.' tensors that fit: {str(error)[:300]} ..."
+        return ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']}; it holds no {found}")
 
     def release(self):
         """Forget the network; the next `encode` builds it again."""

@@ -86,65 +86,62 @@ class Conv(nn.Module):
         return F.relu6(x) if self.relu6 else x
 
 
-class FoldedViT(nn.Module):
-    """CLIP's vision transformer with QuickGELU, from the tensors of its image tower (`visual.`, without that prefix), which it takes over:
-    (B, 3, H, W) -> (B, dim), both of `dtype` (float32 or bfloat16). Eight images at a time: their activations stay in the caches.
-    KeyError or ValueError when the tensors are of another network than the one asked for."""
+class FoldedViT:
+    """CLIP's vision transformer with QuickGELU. `read(prefix)` gives the tensors of its image tower that start so, without the prefix, and
+    they are taken over, block by block: weights are never in memory twice. Called with (B, 3, H, W) it gives (B, dim), both of `dtype`
+    (float32 or bfloat16), eight images at a time: their activations stay in the caches.
+    LookupError, ValueError or RuntimeError when the tensors are of another network than the one asked for."""
 
-    def __init__(self, weights, image_size, patch_size, width, layers, head_width, dtype):
-        super().__init__()
-        places = (image_size // patch_size) ** 2 + 1  # the patches, and the class token before them
-        found = [tuple(weights[key].shape) for key in ("conv1.weight", "positional_embedding")]
-        blocks = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
-        if (found, blocks) != ([(width, 3, patch_size, patch_size), (places, width)], layers):
-            raise ValueError(f"patches and places {found}, {blocks} blocks")
-        take = lambda *keys: nn.ParameterList(_frozen(weights[key], dtype) for key in keys)  # noqa: E731
-        self.blocks = nn.ModuleList(ViTBlock(weights, f"transformer.resblocks.{i}.", width // head_width, dtype) for i in range(layers))
-        self.before, self.after = (take(f"{norm}.weight", f"{norm}.bias") for norm in ("ln_pre", "ln_post"))
-        self.patches, self.places, self.first, self.out = take("conv1.weight", "positional_embedding", "class_embedding", "proj")
+    def __init__(self, read, image_size, patch_size, width, layers, head_width, dtype):
+        w = read("")  # mapped from the file, and not in memory yet
+        own = ("conv1.weight", "positional_embedding", "class_embedding", "proj",
+               "ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
+        self.patches, self.places, self.first, self.out, *self.norms = (w[key].to(dtype, copy=True) for key in own)
+        blocks = {key.split(".")[2] for key in w if key.startswith("transformer.resblocks.")}
+        found = [*self.patches.shape, *self.places.shape, len(blocks)]
+        places = (image_size // patch_size) ** 2 + 1  # one is the class token's
+        if found != [width, 3, patch_size, patch_size, places, width, layers]:
+            raise ValueError(f"patches, places and blocks are {found}")
+        del w  # what was looked at of the file
+        self.blocks = [ViTBlock(read(f"transformer.resblocks.{i}."), width // head_width, dtype) for i in range(layers)]
 
-    def forward(self, images):
+    def __call__(self, images):
         return torch.cat([self.rows(x) for x in images.split(8)])
 
     def rows(self, x):
         x = F.conv2d(x, self.patches, stride=self.patches.shape[2:]).flatten(2).mT  # (B, P, width)
         x = torch.cat([self.first.expand(len(x), 1, -1), x], dim=1) + self.places
-        x = F.layer_norm(x, x.shape[2:], *self.before)
+        x = F.layer_norm(x, x.shape[2:], *self.norms[:2])
         for block in self.blocks:
             x = block(x)
-        return F.layer_norm(x[:, 0], x.shape[2:], *self.after) @ self.out
+        return F.layer_norm(x[:, 0], x.shape[2:], *self.norms[2:]) @ self.out
 
 
-class ViTBlock(nn.Module):
+class ViTBlock:
     """Attention and MLP of a residual block in a few oneDNN kernels (its products are twice as fast as MKL's on AMD). What is constant
-    goes into the weights: the scale of the queries, and the 1.702 of QuickGELU, x sigmoid(1.702 x) = swish(1.702 x) / 1.702, so that
-    the fused swish can do it. Softmax between two products, since torch's own fused attention takes twice as long in bfloat16 on a CPU."""
+    goes into the weights: the order its kernels want them in, the scale of the queries, and the 1.702 of QuickGELU, x sigmoid(1.702 x) =
+    swish(1.702 x) / 1.702, so that the fused swish can do it. Softmax between two products, since torch's own fused attention takes
+    twice as long in bfloat16 on a CPU."""
 
-    def __init__(self, weights, at, heads, dtype):
-        super().__init__()
-        self.heads = heads
+    def __init__(self, w, heads, dtype):
+        self.heads, third = heads, len(w["attn.in_proj_bias"]) // 3
+        w = {key: value.float() for key, value in w.items()}
         for kind in ("weight", "bias"):
-            qkv = weights[f"{at}attn.in_proj_{kind}"]
-            qkv[: len(qkv) // 3] *= (len(qkv) // 3 // heads) ** -0.5
-            weights[f"{at}mlp.c_fc.{kind}"] *= 1.702
-        weights[f"{at}mlp.c_proj.weight"] /= 1.702
-        names = [f"{name}{kind}" for name in ("ln_1.", "ln_2.", "attn.in_proj_", "attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.")
-                 for kind in ("weight", "bias")]  # fmt: skip
-        self.folded = nn.ParameterList(_frozen(weights[at + name], dtype) for name in names)
+            w[f"attn.in_proj_{kind}"][:third] *= (third // heads) ** -0.5
+            w[f"mlp.c_fc.{kind}"] *= 1.702
+        w["mlp.c_proj.weight"] /= 1.702
+        # A copy of what is small: a single view of the file would keep all of it in memory.
+        w = {key: value.to(dtype, copy=value.ndim == 1) for key, value in w.items()}
+        self.norms = [(w[f"{norm}.weight"], w[f"{norm}.bias"]) for norm in ("ln_1", "ln_2")]
+        self.products = [(torch.ops.mkldnn._reorder_linear_weight(w[f"{name}weight"], 8 * 197), w[f"{name}bias"])
+                         for name in ("attn.in_proj_", "attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.")]  # fmt: skip
 
-    def forward(self, x):
-        before, before_bias, between, between_bias, qkv, qkv_bias, out, out_bias, up, up_bias, down, down_bias = self.folded
-        linear = torch.ops.mkldnn._linear_pointwise
-        b, t, d = x.shape
-        y = linear(F.layer_norm(x, (d,), before, before_bias), qkv, qkv_bias, "none", [], "").view(b, t, 3, self.heads, -1)
+    def __call__(self, x):
+        (qkv, out, up, down), linear, (b, t, d) = self.products, torch.ops.mkldnn._linear_pointwise, x.shape
+        y = linear(F.layer_norm(x, (d,), *self.norms[0]), *qkv, "none", [], "").view(b, t, 3, self.heads, -1)
         q, k, v = y.permute(2, 0, 3, 1, 4).reshape(3, b * self.heads, t, -1)
         weights = torch.bmm(q, k.transpose(1, 2))  # (B * H, P, P)
         torch.softmax(weights, -1, out=weights)
         y = torch.bmm(weights, v).view(b, self.heads, t, -1).transpose(1, 2).reshape(b, t, d)
-        x = linear.binary(y, x, out, out_bias, "add")
-        y = linear(F.layer_norm(x, (d,), between, between_bias), up, up_bias, "swish", [], "")
-        return linear.binary(y, x, down, down_bias, "add")
-
-
-def _frozen(tensor, dtype):
-    return nn.Parameter(tensor.to(dtype), requires_grad=False)
+        x = linear.binary(y, x, *out, "add")
+        return linear.binary(linear(F.layer_norm(x, (d,), *self.norms[1]), *up, "swish", [], ""), x, *down, "add")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import socket
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -107,14 +108,15 @@ def sha256(path):
 
 
 def read_weights(path, prefix=""):
-    """The tensors of a weights file whose names start with `prefix`, without it. Nothing in the file is executed."""
+    """The tensors of a weights file whose names start with `prefix`, without it, mapped from the file: those that are never looked at take
+    no memory, and writing into one leaves the file as it is. Nothing in the file is executed."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # older files can't be mapped
         state = state.get("state_dict", state)
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, SafetensorError) as error:
