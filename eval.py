@@ -192,15 +192,10 @@ def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
-        import torch
-
         from models.exported import Exported
         from models.vljepa import VLJEPA
 
-        device = args.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = Exported(args.onnx, device) if args.onnx else VLJEPA.load(args.run, device)
+        model = (Exported if args.onnx else VLJEPA.load)(args.run, args.device)
         with redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
             result = retrieval(args, model) if args.csv else classification(args, model) if args.classes else answer(args, model)
         if args.json == "-":

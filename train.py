@@ -142,6 +142,7 @@ def train(args, typed, stop):
 
     from models import checkpoint, losses, metrics, plots, ranks
     from models.dataset import split_by_image
+    from models.device import choose as choose_device
     from models.features import Features
     from models.predictor import Predictor
     from models.text import TextEncoder
@@ -155,13 +156,7 @@ def train(args, typed, stop):
         print(f"--resume: {last} is not there, so this starts at epoch 1")
     if state:
         args = resumed(args, typed, state, last)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-    rank, world = ranks.start(device)  # (0, 1) without torchrun
-    if world > 1 and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    rank, world, device = ranks.start(choose_device(args.device))  # (0, 1, device) without torchrun
 
     # data: rows -> features, once
     name, why = choose(args.vision)
@@ -191,8 +186,8 @@ def train(args, typed, stop):
     # model
     torch.manual_seed(args.seed)
     predictor = Predictor(image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout, args.members).to(device)
-    if args.standardise:  # of shards, by at most 65,535 images
-        predictor.standardise((image[:: max(1, len(image) // 32_768)] if args.shards else image).to(device))
+    if args.standardise:  # of shards, by 8,192 to 16,383 images: a deviation is then right to 1 %
+        predictor.standardise((image[:: max(1, len(image) // 8192)] if args.shards else image).to(device))
     each = torch.compile(ranks.parallel(predictor)) if args.compile else ranks.parallel(predictor)
     start = losses.LOSSES[args.loss] or (1.0, 0.0)
     log_scale, bias = (torch.tensor(v, device=device, requires_grad=True) for v in (math.log(start[0]), start[1]))

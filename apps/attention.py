@@ -355,14 +355,9 @@ def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
-        import torch
-
         from models.vljepa import VLJEPA
 
-        device = args.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = VLJEPA.load(args.run, device)
+        model = VLJEPA.load(args.run, args.device)
         game(args, model) if args.pointing else picture(args, model)
     except (OSError, ValueError) as error:
         print(f"attention: {error}", file=sys.stderr)

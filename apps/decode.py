@@ -286,14 +286,10 @@ def main(argv=None):
         for name, least in dict(epochs=0, batch_size=1, width=4, layers=1, vocab=257, beams=1, nearest=0).items():
             if getattr(args, name, least) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give {least} or more")
-        import torch
 
         from models.vljepa import VLJEPA
 
-        device = args.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = VLJEPA.load(args.run, device)
+        model = VLJEPA.load(args.run, args.device)
         return dict(train=train, caption=caption, score=score)[args.command](args, model)
     except (OSError, ValueError) as error:
         print(f"decode: {error}", file=sys.stderr)

@@ -106,12 +106,8 @@ def blobs(db, column, where="1"):
 
 def load_model(run, device):
     """(VLJEPA, the digest of all that an embedding depends on: predictor, towers, preprocessing)."""
-    import torch
-
     from models.vljepa import VLJEPA
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model = VLJEPA.load(run, device)
     digest = hashlib.sha256(repr([model.predictor.config, model.vision.key, model.text.key]).encode())
     for name, value in model.predictor.state_dict().items():

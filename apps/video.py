@@ -283,14 +283,10 @@ def main(argv=None):
         if args.command == "demo":
             demo(args)
             return 0
-        import torch
 
         from models.vljepa import VLJEPA
 
-        device = args.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        {"embed": embed, "watch": watch, "find": find}[args.command](args, VLJEPA.load(args.run, device))
+        {"embed": embed, "watch": watch, "find": find}[args.command](args, VLJEPA.load(args.run, args.device))
     except (OSError, ValueError) as error:
         print(f"video: {error}", file=sys.stderr)
         return 1

@@ -310,15 +310,10 @@ def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
-        import torch
-
         from models.dataset import read_captions
         from models.vljepa import VLJEPA
 
-        device = args.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = VLJEPA.load(args.run, device)
+        model = VLJEPA.load(args.run, args.device)
         captions = defaultdict(list)
         for row in read_captions(args.csv):
             captions[row.image_name].append(row.caption)

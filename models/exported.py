@@ -9,14 +9,15 @@ The file is made by `python -m apps.export` and says itself how an image becomes
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from models.dataset import check_file
+from models.device import choose as choose_device
 from models.text import TextEncoder
-from models.vision import VisionEncoder
+from models.vision import joined_pixels, pixels
 from models.vljepa import VLJEPA
 
 FORMAT = "vl-jepa onnx 1"  # under the key 'format' of the file's metadata; beside it 'preprocess' and 'state', both JSON
@@ -35,7 +36,7 @@ class Exported:
         session, preprocess, self.state = read(path)
         self.vision = ExportedTower(path, session, preprocess, self.state["towers"]["vision"]["name"])
         made_with = self.state["towers"]["text"]
-        self.text = TextEncoder(device, made_with["name"])
+        self.text = TextEncoder(choose_device(device), made_with["name"])
         if self.text.sha256 != made_with["sha256"]:
             raise ValueError(f"{path}: made with the text tower {made_with['name']} of SHA-256 {made_with['sha256']}, but the one here has "
                              f"{self.text.sha256}; embeddings of the two don't mix")  # fmt: skip
@@ -53,11 +54,8 @@ class ExportedTower:
     def __init__(self, path, session, preprocess, name):
         self.path, self.session, self.name = Path(path), session, name
         self.key = hashlib.sha256(self.path.read_bytes()).hexdigest()  # pixels too: the file says how they are made
-        # VisionEncoder's own preprocessing, on stand-ins for encoders that have no weights.
-        transform = VisionEncoder.preprocess.func
-        parts = [SimpleNamespace(parts=[], size=spec["size"], spec=spec) for spec in preprocess]
-        joined = SimpleNamespace(parts=[SimpleNamespace(preprocess=transform(part)) for part in parts])
-        self.preprocess = transform(joined if len(parts) > 1 else parts[0])
+        transforms = [partial(pixels, *(spec[key] for key in ("size", "mean", "std", "resize"))) for spec in preprocess]
+        self.preprocess = partial(joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
 
     def encode(self, images):
         """(B, 3, S, S), or (B, P) for joined towers, float32 -> (B, Dt) float32 unit rows on the CPU.

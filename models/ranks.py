@@ -1,6 +1,6 @@
 """Several processes that train one predictor, as torchrun starts them: each predicts its share of a batch, the loss sees all of it.
 
-    rank, world = start("cpu")                       # (0, 1) without torchrun
+    rank, world, device = start("cpu")               # (0, 1, "cpu") without torchrun
     each = parallel(predictor)                       # averages the gradients of all ranks
     rows = each(image[mine], (mine.start, n))        # list of (B, D), mine = share(n, rank, world)
     everyone = gather(torch.cat(rows, 1), n)         # (n, D): own rows with their gradient, the others' without
@@ -18,15 +18,16 @@ from torch import nn
 
 
 def start(device):
-    """(rank, world). Joins the other processes when torchrun started this one: NCCL on CUDA, where each takes the GPU of its
+    """(rank, world, device). Joins the other processes when torchrun started this one: NCCL on CUDA, where each takes the GPU of its
     local rank, Gloo elsewhere."""
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return 0, 1
+        return 0, 1, device
     if torch.device(device).type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))  # ranks may end their share of the encoding hours apart
-    return dist.get_rank(), dist.get_world_size()
+    return dist.get_rank(), dist.get_world_size(), device
 
 
 def stop():

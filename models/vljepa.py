@@ -20,6 +20,7 @@ from torch import nn
 from models import checkpoint
 from models.card import LOCAL, card
 from models.dataset import open_image, read_captions, upright_rgb
+from models.device import choose as choose_device
 from models.features import encode_captions
 from models.predictor import Predictor
 from models.text import TextEncoder
@@ -40,8 +41,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
 
     @classmethod
     def load(cls, run="runs/default", device="cpu"):
-        """From a run folder (its best.pt), a checkpoint file, or a folder that `save_pretrained` wrote. Raises FileNotFoundError
-        when nothing was trained there, and ValueError when a tower is not, by hash, the one the predictor was trained with."""
+        """From a run folder (its best.pt), a checkpoint file, or a folder that `save_pretrained` wrote, to a torch device or "auto".
+        Raises FileNotFoundError when nothing was trained there, and ValueError when a tower is not, by hash, the one it was trained
+        with."""
         if Path(run, CONFIG).is_file():
             try:
                 return cls.from_pretrained(run, device=device)
@@ -52,7 +54,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
 
     @classmethod
     def _from_state(cls, state, path, device):
-        towers = {}
+        towers, device = {}, choose_device(device)
         if not {"vision", "text"} <= state["towers"].keys():
             raise ValueError(f"{path}: names no vision and text tower; train.py writes no such checkpoint")
         for kind, encoder in (("vision", VisionEncoder), ("text", TextEncoder)):

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image, ImageDraw
@@ -17,6 +19,7 @@ from models.vljepa import VLJEPA
 from models.zeroshot import PLAIN, TEMPLATES
 
 COLOURS, SHAPES = ("red", "green", "blue", "yellow", "black", "pink"), ("ellipse", "rectangle", "triangle", "line")
+HEAVY = ["open_clip", "timm", "sentence_transformers", "transformers", "torchvision", "pandas", "matplotlib"]
 RECALLS = {f"{way}_recall@{k}" for way in ("image_retrieval", "text_retrieval") for k in (1, 5, 10)}
 
 
@@ -344,3 +347,11 @@ def test_eval_takes_towers_from_the_checkpoint(world, photo, capsys):
     assert world.eval(photo, "--labels", "a", "b", "--json") == 0
     (expected,) = ask(world, [photo], ["a", "b"])
     assert list(json.loads(capsys.readouterr().out)[0]["scores"].values()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_answer_imports_no_library_of_towers(world, photo):
+    """Catches the seconds that open_clip, timm, sentence-transformers and torchvision take to import, each longer than the answer."""
+    code = ("import sys, eval\nassert eval.main(sys.argv[1:]) == 0\n"
+            f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, str(photo), "--run", str(world.run)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Prediction: ") and done.stderr.strip() == "[]"

@@ -42,7 +42,7 @@ def train_a_little(loss_name):
 def worker(rank, world, port, folder):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    assert ranks.start("cpu") == (rank, world)
+    assert ranks.start("cpu") == (rank, world, "cpu")
     found = {name: train_a_little(name) for name in losses.LOSSES}
     found["any"] = torch.tensor([ranks.any_rank(rank == 1, "cpu"), ranks.any_rank(False, "cpu")])
     ranks.wait()
@@ -80,7 +80,7 @@ def test_shares_are_everything_once_in_order(n, world):
 def test_without_torchrun_nothing_is_gathered():
     """Catches a single process that waits for others."""
     rows = torch.randn(3, 2, requires_grad=True)
-    assert ranks.gather(rows, 3) is rows and ranks.start("cpu") == (0, 1) and not ranks.any_rank(False, "cpu")
+    assert ranks.gather(rows, 3) is rows and ranks.start("cpu") == (0, 1, "cpu") and not ranks.any_rank(False, "cpu")
     ranks.wait(), ranks.stop()
 
 

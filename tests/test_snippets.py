@@ -1,7 +1,10 @@
 """The README's Python blocks, run as they are written, with CLIP's architecture in a Hugging Face cache made here."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -51,6 +54,16 @@ def place(cached_clip, tmp_path, monkeypatch):
 def test_auto_takes_clip_when_it_is_cached(place):
     """Catches an `auto` that goes on with the packaged tower although CLIP is there."""
     assert choose("auto")[0] == "clip-vit-b-16"
+
+
+def test_encoding_by_clip_imports_no_open_clip(cached_clip):
+    """Catches seconds of imports where the weights alone are needed, and the tower's network made twice."""
+    code = ("import sys, torch; from models.vision import VisionEncoder\n"
+            "vision = VisionEncoder(); print(vision.encode(torch.zeros(2, 3, 224, 224)).shape)\n"
+            "print([m for m in ('open_clip', 'timm', 'torchvision', 'transformers') if m in sys.modules])")  # fmt: skip
+    environment = os.environ | dict(HF_HUB_CACHE=str(cached_clip))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["torch.Size([2, 512])", "[]"]
 
 
 def test_training_loop_of_the_readme_runs_as_written(place):

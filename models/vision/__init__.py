@@ -87,8 +87,8 @@ class VisionEncoder:
     def preprocess(self):
         """PIL RGB -> (3, S, S) float32, of joined towers one flat row; a picklable function, for a DataLoader's processes."""
         if self.parts:
-            return partial(_joined, [part.preprocess for part in self.parts])
-        return partial(_pixels, *(self.spec[k] for k in ("size", "mean", "std", "resize")))
+            return partial(joined_pixels, [part.preprocess for part in self.parts])
+        return partial(pixels, *(self.spec[k] for k in ("size", "mean", "std", "resize")))
 
     @cached_property
     def network(self):
@@ -163,7 +163,7 @@ class VisionEncoder:
         return F.normalize(torch.cat(rows).float(), dim=-1)  # (M, dim)
 
 
-def _pixels(size, mean, std, resize, image):
+def pixels(size, mean, std, resize, image):
     """A PIL RGB image -> (3, size, size) float32, bit for bit what torchvision's Resize (bicubic), CenterCrop, ToTensor and Normalize
     give, but on one core, so that threads can each have theirs, and without the second and a half that importing torchvision takes."""
     if resize == "squash":
@@ -175,14 +175,15 @@ def _pixels(size, mean, std, resize, image):
         image = image.resize(shape, Image.Resampling.BICUBIC) if shape != (w, h) else image
         left, top = (round((side - size) / 2) for side in shape)
         image = image.crop((left, top, left + size, top + size)) if shape != (size, size) else image
-    pixels = np.array(np.asarray(image).transpose(2, 0, 1), dtype=np.float32, order="C")  # (3, S, S)
-    pixels /= np.float32(255)
-    pixels -= np.float32(mean).reshape(3, 1, 1)
-    pixels /= np.float32(std).reshape(3, 1, 1)
-    return torch.from_numpy(pixels)
+    x = np.array(np.asarray(image).transpose(2, 0, 1), dtype=np.float32, order="C")  # (3, S, S)
+    x /= np.float32(255)
+    x -= np.float32(mean).reshape(3, 1, 1)
+    x /= np.float32(std).reshape(3, 1, 1)
+    return torch.from_numpy(x)
 
 
-def _joined(preprocesses, image):
+def joined_pixels(preprocesses, image):
+    """One flat row of what each preprocessing makes of an image."""
     return torch.cat([preprocess(image).flatten() for preprocess in preprocesses])
 
 
