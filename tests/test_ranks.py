@@ -87,11 +87,11 @@ def test_without_torchrun_nothing_is_gathered():
 # ------------------------------------------------------------------------------------------------------- torchrun train.py
 
 
-def torchrun(processes, *flags, **popen):
-    start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+def torchrun(processes, *flags, node=()):
+    start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *(node or [f"--master_port={free_port()}"])]
     command = [sys.executable, *start, "--", "train.py", *flags]  # torchrun has a --run-path, and would take --run for it
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | dict(OMP_NUM_THREADS="1"), **popen)  # fmt: skip
+                            env=os.environ | dict(OMP_NUM_THREADS="1"))  # fmt: skip
 
 
 def flags(archive, run, *more):
@@ -118,6 +118,21 @@ def test_torchrun_trains_what_one_process_trains_and_goes_on_as_one(archive, tmp
     assert (parameters(tmp_path / "one") - parameters(tmp_path / "two")).abs().max() < 1e-4  # AdamW divides noise by noise
     log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in log] == [1, 2, 3, 4]
+
+
+def test_two_nodes_train_what_one_process_trains(archive, tmp_path):
+    """Catches the README's line for two nodes, here two torchrun agents that meet by themselves: a rank taken for its local rank would
+    make both print and save, and both train the same share."""
+    import train
+
+    recipe = ["--loss", "sigmoid", "--lr", 0.01, "--epochs", 2]
+    assert train.main(list(map(str, flags(archive, tmp_path / "one", *recipe)))) == 0
+    meet = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=1"]
+    jobs = [torchrun(1, *flags(archive, tmp_path / "two", *recipe), node=[*meet, f"--node_rank={node}"]) for node in (0, 1)]
+    told, errors = zip(*(job.communicate(timeout=120) for job in jobs))
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    assert "".join(told).count("best.pt is epoch") == 1 and "2 processes" in "".join(told)
+    assert (parameters(tmp_path / "one") - parameters(tmp_path / "two")).abs().max() < 1e-4
 
 
 def test_rank_that_dies_takes_the_job_down_and_resume_goes_on(archive, tmp_path):
