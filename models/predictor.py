@@ -93,8 +93,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        to_x = _product(grad, weight.T.contiguous()) if ctx.needs_input_grad[0] else None
-        to_weight = _product(grad.T.contiguous(), x.T.contiguous()) if ctx.needs_input_grad[1] else None
+        to_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        to_weight = _product(grad.T, x.T) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, grad.sum(0)
 
 
