@@ -70,6 +70,7 @@ def answer(args, model):
     if not labels:
         raise ValueError(f"{args.labels_file}: no labels in it; write one a line")
     classes = class_embeddings(model.encode_text, labels, TEMPLATES if args.templates else PLAIN)  # (C, Dt)
+    model.text.release()  # the image tower takes its place in memory
     results = []
     paths = expand(args.image)
     for path in paths:

@@ -37,15 +37,16 @@ def parse(argv):
     return p.parse_args(argv)
 
 
+def timed(function):
+    """Seconds of a call."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
 def median(function, repeats=7):
     """Median seconds of a call, after one to warm up."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return side_by_side([function], repeats)[0]
 
 
 def process(command):
@@ -55,7 +56,7 @@ def process(command):
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True)  # fmt: skip
-    return time.perf_counter() - began, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1e6  # kB
+    return time.perf_counter() - began, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) * 1024 / 1e9
 
 
 def table(args):
@@ -68,53 +69,65 @@ def table(args):
     return found
 
 
-def clip_file(folder):
-    """A checkpoint of CLIP's image tower with random weights: speed does not depend on them."""
+def write_csv(path, found):
+    """A captions file of {image name: captions}."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("image_name", "comment"), *((name, text) for name, texts in found.items() for text in texts)])
+
+
+def clip_cache(folder):
+    """(CLIP ViT-B/16 with random weights: speed does not depend on them, a Hugging Face cache in `folder` that has it for OpenAI's)."""
     import open_clip
     from safetensors.torch import save_file
 
-    model = open_clip.create_model("ViT-B-16-quickgelu").eval()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("visual.")}, Path(folder, "clip.safetensors"))
-    return model, Path(folder, "clip.safetensors")
+    model, commit = open_clip.create_model("ViT-B-16-quickgelu").eval(), "0" * 40
+    repository = Path(folder, "hub", "models--timm--vit_base_patch16_clip_224.openai")
+    for place in (repository / "refs", repository / "snapshots" / commit):
+        place.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, repository / "snapshots" / commit / "open_clip_model.safetensors")
+    return model, Path(folder, "hub")
 
 
-def product_rate(shapes, rows, dtype, repeats):
-    """The best rate in GFLOP/s at which torch multiplies (rows, a) by (a, b): its own linear layer and oneDNN's."""
+def products(shapes, rows, dtype):
+    """[(GFLOP, a function that multiplies (rows, a) by (a, b))]: torch's own linear layer and oneDNN's, of each shape."""
     import torch
     import torch.nn.functional as F
 
-    best = 0
+    made = []
     for a, b in shapes:
         x, w = torch.randn(rows, a).to(dtype), torch.randn(b, a).to(dtype)
-        for product in (lambda x=x, w=w: F.linear(x, w), lambda x=x, w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")):
-            best = max(best, 2 * rows * a * b / median(product, repeats) / 1e9)
-    return best
+        made += [(2e-9 * rows * a * b, lambda x=x, w=w: F.linear(x, w)),
+                 (2e-9 * rows * a * b, lambda x=x, w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))]  # fmt: skip
+    return made
+
+
+def side_by_side(functions, repeats):
+    """Median seconds of each of some calls, taken in turns: what slows the machine down for a while slows them all."""
+    rounds = [[timed(function) for function in functions] for _ in range(repeats + 1)]  # the first is to warm up
+    return [statistics.median(seconds) for seconds in zip(*rounds[1:])]
 
 
 def clip(args):
     """CLIP ViT-B/16 against what its products alone would take, and against open_clip's own loop."""
     import torch
+    from huggingface_hub import constants
 
-    from models.vision import VISION_ENCODERS, VisionEncoder
+    from models.vision import VisionEncoder
 
     with tempfile.TemporaryDirectory() as folder:
-        model, path = clip_file(folder)
+        model, constants.HF_HUB_CACHE = clip_cache(folder)
         images = torch.randn(16, 3, 224, 224)
-        with torch.no_grad():
-            loop = 16 / median(lambda: model.encode_image(images), args.repeats)
         for name, dtype in (("clip-vit-b-16", torch.float32), ("clip-vit-b-16-bf16", torch.bfloat16)):
-            VISION_ENCODERS["local"] = {k: v for k, v in VISION_ENCODERS[name].items() if k != "hub"} | dict(file=path)
-            rate, limit = tower_rate(VisionEncoder("cpu", "local"), images, dtype, args.repeats)
+            tower, alone = VisionEncoder("cpu", name), products(VIT_SHAPES, 8 * 197, dtype)
+            with torch.no_grad():
+                calls = [lambda t=tower: t.encode(images), lambda: model.encode_image(images), *(product for _, product in alone)]
+                seconds, loop, *each = side_by_side(calls, args.repeats)
+            rate, limit = 16 / seconds, max(gflop / taken for (gflop, _), taken in zip(alone, each))
             yield f"{name}, images/s", rate, f"its products alone, {limit:.0f} GFLOP/s", rate * VIT_GFLOP / limit
-            yield "", rate, f"open_clip's own float32 loop, {loop:.1f}", rate / loop
+            yield "", rate, f"open_clip's own float32 loop, {16 / loop:.1f}", loop / seconds
         yield clip_int8(args, model, rate, folder)
-
-
-def tower_rate(tower, images, dtype, repeats):
-    """(images/s, the best GFLOP/s of the products' rate seen before and after)"""
-    before = product_rate(VIT_SHAPES, 8 * 197, dtype, repeats)
-    rate = len(images) / median(lambda: tower.encode(images), repeats)
-    return rate, max(before, product_rate(VIT_SHAPES, 8 * 197, dtype, repeats))
 
 
 def clip_int8(args, model, bf16, folder):
@@ -159,7 +172,7 @@ def tower(args):
 
 
 def jpeg(args):
-    """File to pixels: threads against one, and against Pillow alone."""
+    """File to pixels: threads against one, and against Pillow alone; as they are, and at the size of a photograph on the web."""
     from concurrent.futures import ThreadPoolExecutor
 
     from PIL import Image
@@ -168,21 +181,26 @@ def jpeg(args):
     from models.vision import VisionEncoder
 
     preprocess = VisionEncoder("cpu", "efficientnet-lite0").preprocess
-    paths = [Path(args.images, name) for name in list(table(args))[:400]]
 
     def pillow(path):
         with Image.open(path) as image:
             image.load()
 
-    def pixels(threads):
+    def pixels(threads, paths):
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda path: preprocess(open_image(path)), paths):
                 pass
 
-    alone = len(paths) / median(lambda: [pillow(path) for path in paths], 3)
-    one, many = (len(paths) / median(lambda n=n: pixels(n), 3) for n in (1, os.cpu_count()))
-    yield "JPEG file to pixels, one thread, images/s", one, f"Pillow decoding alone, {alone:.0f}", one / alone
-    yield f"the same, {os.cpu_count()} threads", many, f"one thread, {one:.0f}", many / one
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = [Path(args.images, name) for name in list(table(args))[:400]], []
+        for path in small[:100]:
+            large.append(Path(folder, f"{path.stem}.jpg"))
+            open_image(path).resize((1024, 768)).save(large[-1], quality=90)
+        for paths, size in ((small, "as it is"), (large, "1024 x 768")):
+            calls = [lambda p=paths: [pillow(path) for path in p], *(lambda n=n, p=paths: pixels(n, p) for n in (1, os.cpu_count()))]
+            alone, one, many = (len(paths) / seconds for seconds in side_by_side(calls, args.repeats))
+            yield f"JPEG file, {size}, to pixels, one thread, images/s", one, f"Pillow decoding alone, {alone:.0f}", one / alone
+            yield f"the same, {os.cpu_count()} threads", many, f"one thread, {one:.0f}", many / one
 
 
 def captions(args):
@@ -236,30 +254,34 @@ def epoch(args):
 
     whole = steps * median(step, args.repeats)
     mkl, onednn = alone(torch.nn.functional.linear), alone(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
-    yield "an epoch of --recipe retrieval, s", whole, f"its products by torch's linear layer (MKL), {mkl:.2f}", mkl / whole
-    yield "", whole, f"its products by oneDNN, {onednn:.2f}", onednn / whole
+    yield "an epoch of --recipe retrieval, s", whole, f"its products by torch's linear layer (MKL), {mkl:.2f}", whole / mkl
+    yield "", whole, f"its products by oneDNN, {onednn:.2f}", whole / onednn
 
 
 def scripts(args):
     """Whole processes: eval.py on one image against importing torch and reading the weights; --help; peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        name = next(iter(table(args)))
-        common = ["--cache", f"{folder}/cache.sqlite", "--quiet"]
-        process(["train.py", "--csv", args.csv, "--images", args.images, "--run", f"{folder}/run", "--epochs", 1, *common])
-        floor = ("import torch\nfrom models.text import TextEncoder\nfrom models.vision import VisionEncoder\n"
-                 "VisionEncoder('cpu', 'efficientnet-lite0'), TextEncoder()  # finds, reads and hashes both")  # fmt: skip
-        scripts = {"floor": floor, "empty": ""}
-        for script, code in scripts.items():
-            Path(folder, f"{script}.py").write_text(code)
-        os.environ["PYTHONPATH"] = os.getcwd()
-        floor = statistics.median(process([f"{folder}/floor.py"])[0] for _ in range(3))
-        runs = [process(["eval.py", Path(args.images, name), "--run", f"{folder}/run"]) for _ in range(3)]
-        seconds = statistics.median(seconds for seconds, _ in runs)
-        yield "python eval.py IMAGE, s", seconds, f"import torch and reading the weights, {floor:.1f}", floor / seconds
-        yield "  its peak memory, GB", max(gb for _, gb in runs), "", ""
-        bare = process([f"{folder}/empty.py"])[0]
+        found = dict(list(table(args).items())[:32])
+        write_csv(Path(folder, "few.csv"), found)
+        os.environ |= dict(PYTHONPATH=os.getcwd(), HF_HUB_CACHE=str(clip_cache(folder)[1]))
+        Path(folder, "torch.py").write_text("import torch")
+        bare = min(process([f"{folder}/torch.py"])[1] for _ in range(3))
+        for tower in ("efficientnet-lite0-stages", "clip-vit-b-16", "clip-vit-b-16-bf16"):
+            Path(folder, "floor.py").write_text(f"""import torch
+from models.text import TextEncoder
+from models.vision import VisionEncoder
+VisionEncoder('cpu', '{tower}'), TextEncoder()  # finds, reads and hashes both""")
+            process(["train.py", "--csv", f"{folder}/few.csv", "--images", args.images, "--run", f"{folder}/run", "--epochs", 1,
+                     "--vision", tower, "--recipe", "retrieval", "--cache", f"{folder}/cache.sqlite", "--quiet"])  # fmt: skip
+            floor = statistics.median(process([f"{folder}/floor.py"])[0] for _ in range(5))
+            runs = [process(["eval.py", Path(args.images, next(iter(found))), "--run", f"{folder}/run"]) for _ in range(5)]
+            seconds = statistics.median(seconds for seconds, _ in runs)
+            yield f"python eval.py IMAGE, {tower}, s", seconds, f"import torch and reading the weights, {floor:.1f}", seconds / floor
+            yield "  its peak memory, GB", max(gb for _, gb in runs), f"of which import torch, {bare:.2f}", ""
+        Path(folder, "empty.py").write_text("")
+        empty = process([f"{folder}/empty.py"])[0]
         told = max(process([script, "--help"])[0] for script in ("train.py", "eval.py"))
-        yield "--help of train.py and eval.py, s", told, f"Python itself, {bare:.2f}", ""
+        yield "--help of train.py and eval.py, s", told, f"Python itself, {empty:.2f}", ""
 
 
 def search(args):
@@ -305,8 +327,7 @@ def loop(args):
 
     with tempfile.TemporaryDirectory() as folder:
         path, name = Path(folder, "captions.csv"), "efficientnet-lite0"
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("image_name", "comment"), *((image, found[0]) for image, found in table(args).items())])
+        write_csv(path, {image: texts[:1] for image, texts in table(args).items()})
         vision, text = VisionEncoder("cpu", name), TextEncoder("cpu")
         predictor = Predictor(vision.dim)
         optimiser = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
@@ -328,19 +349,51 @@ def loop(args):
         yield "train.py on the whole CSV, cold: peak memory, GB", peak, "", ""
 
 
-def growth(path, sizes=(1_000, 4_000, 16_000, 64_000), per_shard=4_000):
-    """train.py --shards over feature shards of random numbers, five captions an image: seconds and peak memory of its own for each
-    number of images, printed and plotted to `path`. Pages of the shards' files are the system's, which drops them when it wants memory."""
+def shards(args, images=1_000_000):
+    """train.py over feature shards of a million rows each way that are not in memory, against its products alone."""
     import torch
-    from matplotlib.figure import Figure
+
+    with tempfile.TemporaryDirectory() as folder:
+        tars = feature_shards(folder, images, 1)
+        seconds, own = train_shards(folder, tars, "--recipe", "classic", "--batch-size", 1280, "--val-fraction", 1000 / images)
+        idle, _ = train_shards(folder, tars, "--recipe", "classic", "--batch-size", 1280, "--val-fraction", 1000 / images, "--epochs", 0)
+        gflop, width = 6e-9 * (1904 * 1024 + 1024 * 384), 1280
+        alone = products([(1904, 1024), (1024, 384)], width, torch.float32)
+        rate = max(gflop / taken for (gflop, _), taken in zip(alone, side_by_side([product for _, product in alone], args.repeats)))
+        told = f"its products alone at {rate:.0f} GFLOP/s, {rate / gflop:,.0f}"
+        pace = images / (seconds - idle)
+        yield "train.py --shards, 1 M images and captions, rows/s", pace, told, pace * gflop / rate
+        yield "  the whole command, s", seconds, f"of which all but the epoch, {idle:.0f}", ""
+        yield "  its own memory at most, GB", own, f"the rows take {images * (1904 + 384) * 2 / 1e9:.1f}", ""
+
+
+def feature_shards(folder, images, captions, per_shard=4_000):
+    """Write feature shards of random unit rows, `captions` an image (every shard the same, since speed does not depend on them), and
+    return the pattern of the tars they would come from."""
+    import torch
     from safetensors.torch import save_file
 
     from models.shards import FORMAT
     from models.text import TextEncoder
     from models.vision import PACKAGED, VisionEncoder
 
-    vision, text, found = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu"), []
+    vision, text = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu")
     towers = dict(format=FORMAT, vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    rows = {key: torch.nn.functional.normalize(torch.randn(n, dim), dim=1).half()
+            for key, n, dim in (("image", per_shard, vision.dim), ("text", per_shard * captions, 384))}  # fmt: skip
+    starts = range(0, images, per_shard)
+    for number, start in enumerate(starts):
+        n = min(per_shard, images - start)
+        names = bytearray(json.dumps([f"{start + i}.jpg" for i in range(n)]).encode())
+        tensors = dict(image=rows["image"][:n], text=rows["text"][: n * captions], image_of=torch.arange(n * captions) // captions,
+                       names=torch.frombuffer(names, dtype=torch.uint8))  # fmt: skip
+        save_file(tensors, Path(folder, f"{number:05}.safetensors"), towers | dict(tar_sha256=f"random {start}"))
+    return f"{folder}/{{00000..{len(starts) - 1:05}}}.tar"
+
+
+def train_shards(folder, tars, *flags):
+    """(seconds, peak GB of its own) of `train.py --shards` for an epoch. Pages of the shards' files are not its own: the system drops
+    them when it wants memory."""
     code = """
 import sys, threading, time, train
 peak = [0]
@@ -351,31 +404,31 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 train.main(sys.argv[1:])
 print(peak[0], file=sys.stderr)"""
+    flags = ["--epochs", 1, *flags, "--shards", tars, "--shard-features", folder, "--quiet", "--run", f"{folder}/run"]
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, "--vision", "efficientnet-lite0-stages", *map(str, flags)], check=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    return time.perf_counter() - began, int(done.stderr.split()[-1]) * 1024 / 1e9
+
+
+def growth(path, sizes=(1_000, 4_000, 16_000, 64_000)):
+    """train.py --shards, five captions an image: seconds and peak memory of its own for each number of images, printed and plotted."""
+    from matplotlib.figure import Figure
+
+    found = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            starts = range(0, size, per_shard)
-            for number, start in enumerate(starts):
-                n = min(per_shard, size - start)
-                rows = {key: torch.nn.functional.normalize(torch.randn(m, d), dim=1).half()
-                        for key, m, d in (("image", n, vision.dim), ("text", 5 * n, 384))}  # fmt: skip
-                names = bytearray(json.dumps([f"{start + i}.jpg" for i in range(n)]).encode())
-                save_file(rows | dict(image_of=torch.arange(5 * n) // 5, names=torch.frombuffer(names, dtype=torch.uint8)),
-                          Path(folder, f"{number:05}.safetensors"), towers | dict(tar_sha256=f"random {start}"))  # fmt: skip
-            flags = ["--shards", f"{folder}/{{00000..{len(starts) - 1:05}}}.tar", "--shard-features", folder, "--vision", PACKAGED,
-                     "--recipe", "retrieval", "--epochs", "1", "--val-fraction", str(500 / size), "--quiet", "--run", f"{folder}/run"]
-            began = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", code, *flags], check=True, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, text=True)  # fmt: skip
-            found.append((size, time.perf_counter() - began, int(done.stderr.split()[-1]) / 1e6))
-            yield f"train.py --shards, {size:,} images, 1 epoch, s", found[-1][1], f"peak memory of its own {found[-1][2]:.2f} GB", ""
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    for axes, values, name in zip(figure.subplots(1, 2), list(zip(*found))[1:], ("seconds", "peak memory, GB")):
+            tars = feature_shards(folder, size, 5)
+            found.append(train_shards(folder, tars, "--recipe", "retrieval", "--val-fraction", 500 / size))
+            yield f"train.py --shards, {size:,} images, 1 epoch, s", found[-1][0], f"peak memory of its own {found[-1][1]:.2f} GB", ""
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    for axes, values, name in zip(figure.subplots(1, 2), zip(*found), ("seconds", "memory of its own, GB")):
         axes.plot(sizes, values, "o-")
         axes.set(xlabel="images", ylabel=name, ylim=(0, None))
     figure.savefig(path, dpi=150)
 
 
-ROWS = dict(clip=clip, tower=tower, jpeg=jpeg, captions=captions, epoch=epoch, scripts=scripts, search=search, loop=loop)
+ROWS = dict(clip=clip, tower=tower, jpeg=jpeg, captions=captions, epoch=epoch, scripts=scripts, search=search, shards=shards, loop=loop)
 
 
 def main(argv=None):
