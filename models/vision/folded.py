@@ -103,7 +103,8 @@ class FoldedViT:
         if found != [width, 3, patch_size, patch_size, places, width, layers]:
             raise ValueError(f"patches, places and blocks are {found}")
         del w  # what was looked at of the file
-        self.blocks = [ViTBlock(read(f"transformer.resblocks.{i}."), width // head_width, dtype) for i in range(layers)]
+        self.blocks = [ViTBlock(lambda name, i=i: read(f"transformer.resblocks.{i}.{name}"), width // head_width, dtype)
+                       for i in range(layers)]  # fmt: skip
 
     def __call__(self, images):
         return torch.cat([self.rows(x) for x in images.split(8)])
@@ -123,18 +124,24 @@ class ViTBlock:
     swish(1.702 x) / 1.702, so that the fused swish can do it. Softmax between two products, since torch's own fused attention takes
     twice as long in bfloat16 on a CPU."""
 
-    def __init__(self, w, heads, dtype):
-        self.heads, third = heads, len(w["attn.in_proj_bias"]) // 3
-        w = {key: value.float() for key, value in w.items()}
-        for kind in ("weight", "bias"):
-            w[f"attn.in_proj_{kind}"][:third] *= (third // heads) ** -0.5
-            w[f"mlp.c_fc.{kind}"] *= 1.702
-        w["mlp.c_proj.weight"] /= 1.702
-        # A copy of what is small: a single view of the file would keep all of it in memory.
-        w = {key: value.to(dtype, copy=value.ndim == 1) for key, value in w.items()}
-        self.norms = [(w[f"{norm}.weight"], w[f"{norm}.bias"]) for norm in ("ln_1", "ln_2")]
-        self.products = [(torch.ops.mkldnn._reorder_linear_weight(w[f"{name}weight"], 8 * 197), w[f"{name}bias"])
-                         for name in ("attn.in_proj_", "attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.")]  # fmt: skip
+    def __init__(self, read, heads, dtype):
+        def norm(name):
+            w = read(name)
+            return w["weight"].to(dtype, copy=True), w["bias"].to(dtype, copy=True)  # a view would keep the file's pages in memory
+
+        def product(name, fold=lambda weight, bias: None):
+            weight, bias = (w.float() for w in map(read(name).get, ("weight", "bias")))
+            fold(weight, bias)
+            return torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 8 * 197), bias.to(dtype, copy=True)
+
+        def queries(weight, bias):
+            for tensor in (weight, bias):
+                tensor[: len(bias) // 3] *= (len(bias) // 3 // heads) ** -0.5
+
+        self.heads, self.norms = heads, (norm("ln_1."), norm("ln_2."))
+        self.products = (product("attn.in_proj_", queries), product("attn.out_proj."),
+                         product("mlp.c_fc.", lambda weight, bias: (weight.mul_(1.702), bias.mul_(1.702))),
+                         product("mlp.c_proj.", lambda weight, bias: weight.div_(1.702)))  # fmt: skip
 
     def __call__(self, x):
         (qkv, out, up, down), linear, (b, t, d) = self.products, torch.ops.mkldnn._linear_pointwise, x.shape
