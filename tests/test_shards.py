@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from models import shards
 from models.dataset import open_image, split_by_image
-from models.shards import Rows, encode_shards, open_shards
+from models.shards import Rows, encode_shards, open_shards, tars
 
 ROOT = Path(__file__).parents[1]
 
@@ -253,12 +253,12 @@ def test_patterns_expand_to_tars_in_order(tmp_path):
     """Catches leading zeros lost, a glob in the order of the disk, and two tars that would write one file."""
     for name in ("b-1", "b-0", "a-10"):
         make_tar(tmp_path / f"{name}.tar", GOOD)
-    assert list(shards._expand("x/cc3m-{00098..00101}.tar")) == [f"cc3m-{i:05}" for i in range(98, 102)]
-    assert list(shards._expand(f"{tmp_path}/*.tar")) == ["a-10", "b-0", "b-1"]
+    assert list(tars.expand("x/cc3m-{00098..00101}.tar")) == [f"cc3m-{i:05}" for i in range(98, 102)]
+    assert list(tars.expand(f"{tmp_path}/*.tar")) == ["a-10", "b-0", "b-1"]
     with pytest.raises(ValueError, match="x/0.tar and y/0.tar"):
-        shards._expand("{x,y}/{0..1}.tar")
+        tars.expand("{x,y}/{0..1}.tar")
     with pytest.raises(ValueError, match="nothing"):
-        shards._expand(f"{tmp_path}/nothing*.tar")
+        tars.expand(f"{tmp_path}/nothing*.tar")
 
 
 # ------------------------------------------------------------------------------------------------------------ strangers' tars
@@ -306,7 +306,7 @@ def test_tar_cut_short_anywhere_keeps_what_came_before(tmp_path):
     for cut in [*range(600, ends[0], 700), *range(512, ends[0] + 1, 512)]:
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         skipped = Counter()
-        names = [name for name, _, _ in shards._samples(tmp_path / "cut.tar", skipped)]
+        names = [name for name, _, _ in tars.samples(tmp_path / "cut.tar", skipped)]
         assert names in ([], ["a.jpg"], ["a.jpg", "b.jpg"]) and skipped["rest of the tar, cut short or damaged"] == 1, cut
 
 
@@ -318,7 +318,7 @@ def test_damaged_header_is_noticed(tmp_path):
     tar.write_bytes(content)
     found, skipped = encode(tar, tmp_path / "f"), Counter()
     assert len(open_shards(tmp_path / "f", found).image) == 1
-    assert [name for name, _, _ in shards._samples(tar, skipped)] == ["a.jpg"] and skipped.total() == 1
+    assert [name for name, _, _ in tars.samples(tar, skipped)] == ["a.jpg"] and skipped.total() == 1
 
 
 @pytest.mark.parametrize("size", [-512, -1024, -5000, 2**62])
@@ -332,7 +332,7 @@ def test_member_of_an_impossible_size_ends_the_tar(tmp_path, size):
     content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
     tar.write_bytes(content)
     skipped = Counter()
-    assert [name for name, _, _ in shards._samples(tar, skipped)][:1] == ["a.jpg"] and skipped["rest of the tar, cut short or damaged"] == 1
+    assert [name for name, _, _ in tars.samples(tar, skipped)][:1] == ["a.jpg"] and skipped["rest of the tar, cut short or damaged"] == 1
 
 
 def test_names_that_lead_outside_are_names_and_nothing_more(tmp_path):
@@ -391,7 +391,7 @@ def test_huge_member_is_not_read(tmp_path):
             file.seek(-(-size // 512) * 512, 1)  # a hole, which costs no disk
         file.write(bytes(1024))
     skipped, found = Counter(), []
-    assert peak(lambda: found.extend(shards._samples(path, skipped))) < 1 << 20
+    assert peak(lambda: found.extend(tars.samples(path, skipped))) < 1 << 20
     assert found == [] and [count for why, count in skipped.items() if "over the limit" in why] == [1] and len(skipped) == 1
 
 
@@ -399,7 +399,7 @@ def test_thousands_of_members_stream_in_bounded_memory(tmp_path):
     """Catches every member's header or content kept: 2,000 samples of 3 members would be 6 MB of tarfile's headers alone."""
     path = make_tar(tmp_path / "t.tar", ((f"{i // 3:08}.{('jpg', 'json', 'txt')[i % 3]}", bytes(600)) for i in range(6_000)))
     read = []
-    assert peak(lambda: read.append(sum(1 for _ in shards._samples(path, Counter())))) < 1 << 20 and read == [2000]
+    assert peak(lambda: read.append(sum(1 for _ in tars.samples(path, Counter())))) < 1 << 20 and read == [2000]
 
 
 class Watches(Pixels):

@@ -145,6 +145,8 @@ class VisionEncoder:
             pixels = images.split([3 * part.size**2 for part in self.parts], dim=1)
             rows = [part.encode(p.view(-1, 3, part.size, part.size)) for part, p in zip(self.parts, pixels)]
             return torch.cat(rows, dim=1) / len(rows) ** 0.5  # (B, dim)
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # so that the copy runs beside the tower's work; never run on a GPU
         images = images.to(self.device, self.dtype, non_blocking=True)
         return F.normalize(self.fast(images).float(), dim=-1)
 

@@ -1,14 +1,4 @@
-"""Run the frozen towers once.
-
-    features = encode_archive(dataset, vision, text, cache="features.sqlite")
-    features.image     (N, Dv) float32   one unit row an image
-    features.text      (M, Dt) float32   one unit row a caption
-    features.image_of  (M,)    int64     the image each caption describes
-
-Rows are kept in one SQLite file under a key made of the tower (weights, preprocessing) and the content of the image file
-or caption, so only what was never seen is encoded: a renamed, copied or touched image is not, a changed one is. Each batch
-is one transaction, so a killed run keeps what it had done and two runs at once share the file.
-"""
+"""The feature cache: rows of float16 in one SQLite file, each under a key of what it was made from and by."""
 
 import hashlib
 import os
@@ -18,7 +8,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -29,103 +18,8 @@ SCHEMA = (
 )
 
 
-class Features(NamedTuple):
-    image: torch.Tensor  # (N, Dv) float32
-    text: torch.Tensor  # (M, Dt) float32
-    image_of: torch.Tensor  # (M,) int64
-
-    def of(self, images):
-        """The features of some images (a bool mask (N,)) and their captions, renumbered."""
-        captions = images[self.image_of]
-        return Features(self.image[images], self.text[captions], (images.cumsum(0) - 1)[self.image_of[captions]])
-
-
-def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_size=32, workers=None, quiet=False):
-    """Features of a VisionTextDataset; images that don't decode are reported together, before any tower runs.
-
-    `vision` and `text` are encoder objects (`.key`, `.encode`, `.preprocess`); `cache=None` keeps nothing on disk.
-    Rows are rounded to float16 with or without a cache, so both give the same features."""
-    workers = workers or os.cpu_count()
-    with _opened(cache) as store:
-        paths = [dataset.path(i) for i in range(len(dataset.image_names))]
-        stamps = [_stamp(path) for path in paths]  # taken before the read: a file that changes in between is read again next time
-        digests = store.file_digests(paths, stamps, workers, quiet)
-        parts = getattr(vision, "parts", None) or [vision]  # joined towers are kept apart, so each is reused alone
-        unseen = [i for i in range(len(digests)) if any(_key(part, digests[i]) not in store for part in parts)]
-        bad = {}
-        with tqdm(total=len(unseen), desc="images, checked", unit="", disable=quiet or not unseen) as bar:
-            for batch in _batches(unseen, 256):
-                bad |= dataset.find_damaged(batch, workers)
-                bar.update(len(batch))
-        good = [i for i, name in enumerate(dataset.image_names) if name not in bad]
-        paths, stamps, digests = ([column[i] for i in good] for column in (paths, stamps, digests))
-        dataset.drop(bad)
-
-        columns = []
-        for part in parts:
-
-            def image_rows(images, part=part):
-                with ThreadPoolExecutor(workers) as pool:
-                    load = lambda batch: [pool.submit(dataset.pixels, i, part.preprocess) for i in batch]  # noqa: E731
-                    batches = _batches(images, batch_size)
-                    ahead = load(batches[0]) if batches else []
-                    for n, batch in enumerate(batches):  # the next batch is decoded while this one is encoded
-                        pixels, ahead = torch.stack([f.result() for f in ahead]), load(batches[n + 1]) if n + 1 < len(batches) else []
-                        rows = part.encode(pixels)
-                        for i in batch:  # a row stands under the digest of what was read at first
-                            if _stamp(paths[i]) != stamps[i] and _digest(paths[i]) != digests[i]:
-                                raise ValueError(f"{paths[i]}: changed while it was encoded; run the same line again")
-                        yield batch, rows
-
-            keys = [_key(part, digest) for digest in digests]
-            columns.append(store.rows(keys, image_rows, f"images, {part.name}", quiet))
-        image = _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
-        return Features(image, _caption_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of))
-
-
-def encode_captions(captions, text, cache=".cache/features.sqlite", quiet=False):
-    """(len(captions), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
-    with _opened(cache) as store:
-        return _caption_rows(store, captions, text, quiet)
-
-
-def _caption_rows(store, captions, text, quiet):
-    def encode(unseen):
-        unseen = sorted(unseen, key=lambda i: len(captions[i]), reverse=True)  # alike lengths, little padding
-        for batch in _batches(unseen, 512):
-            yield batch, text.encode([captions[i] for i in batch])
-
-    keys = [_key(text, caption.encode()) for caption in captions]
-    return _unit(store.rows(keys, encode, f"captions, {text.name}", quiet))
-
-
-def _unit(rows):
-    """F.normalize in place: of 100,000 captions a copy is 150 MB."""
-    return rows.div_(rows.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
-
-
-def _key(tower, content):
-    return hashlib.blake2b(content, digest_size=16, key=hashlib.sha256(tower.key.encode()).digest()).digest()
-
-
-def _batches(items, size):
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _digest(path):
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _stamp(path):
-    """What changes with the file. Within 2 s (the clock tick of FAT) a file can change again and keep its times, so the stamp of
-    one that young, or of one from the future, equals no later stamp."""
-    s, now = path.stat(), time.time_ns()
-    young = f" seen {now}" if now - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9 else ""
-    return f"{s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}{young}"
-
-
 @contextmanager
-def _opened(path):
+def opened(path):
     """The cache at `path`; what SQLite can't do (full, locked, read-only) becomes an OSError that names the file."""
     try:
         with closing(FeatureCache(path)) as store:
@@ -181,8 +75,8 @@ class FeatureCache:
                    for path, stamp in zip(paths, stamps) for s, d in [known.get(os.fsencode(path), (None, None))]]  # fmt: skip
         new = [i for i, digest in enumerate(digests) if digest is None]
         with tqdm(total=len(new), desc="image files", unit="", disable=quiet or not new) as bar, ThreadPoolExecutor(workers) as pool:
-            for batch in _batches(new, 256):
-                for i, digest in zip(batch, pool.map(lambda i: _digest(paths[i]), batch)):
+            for batch in batched(new, 256):
+                for i, digest in zip(batch, pool.map(lambda i: sha256_of(paths[i]), batch)):
                     digests[i] = digest
                 seen = [(os.fsencode(paths[i]), stamps[i], digests[i]) for i in batch]
                 news = [row for row in seen if " seen " not in row[1] or known.get(row[0], ("", ""))[1] != row[2]]
@@ -220,3 +114,21 @@ class FeatureCache:
         if not whole or not torch.isfinite(rows).all():  # under right checksums: not damage, but somebody's making
             raise ValueError(f"feature cache {self.path}: holds rows that no tower gives ({what}, {sorted(widths)} bytes); delete it")
         return rows.float()
+
+
+def sha256_of(path):
+    """SHA-256 of a file, as bytes."""
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def stamp_of(path):
+    """What changes with the file. Within 2 s (the clock tick of FAT) a file can change again and keep its times, so the stamp of
+    one that young, or of one from the future, equals no later stamp."""
+    s, now = path.stat(), time.time_ns()
+    young = f" seen {now}" if now - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9 else ""
+    return f"{s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}{young}"
+
+
+def batched(items, size):
+    """A list in lists of `size`, the last one shorter."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
