@@ -267,12 +267,12 @@ def test_young_file_is_read_again_and_an_old_one_is_not(tmp_path):
     look would vouch for the second content. A clock that was put back makes files of the future, which are read each time."""
     (tmp_path / "young").write_bytes(b"just now")
     os.utime(tmp_path / "young", (1, 1))  # its own time says 1970, its change time does not
-    assert stamp_of(tmp_path / "young") != cache.stamp_of(tmp_path / "young")
+    assert stamp_of(tmp_path / "young") != stamp_of(tmp_path / "young")
     old = Path(torch.__file__)  # as old as the installation
-    assert stamp_of(old) == cache.stamp_of(old)
+    assert stamp_of(old) == stamp_of(old)
     (tmp_path / "future").write_bytes(b"from 2100")
     os.utime(tmp_path / "future", (4e9, 4e9))
-    assert stamp_of(tmp_path / "future") != cache.stamp_of(tmp_path / "future")
+    assert stamp_of(tmp_path / "future") != stamp_of(tmp_path / "future")
 
 
 def test_images_from_the_future_give_the_same_features(tmp_path):
