@@ -4,7 +4,7 @@
     python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the recipe that measured best
     torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'    several processes, WebDataset tars
 
-The frozen towers run once an image and once a caption (models/features.py); after that an epoch is tensor slices.
+The frozen towers run once an image and once a caption (models/features/); after that an epoch is tensor slices.
 """
 
 import argparse

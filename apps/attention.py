@@ -19,7 +19,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-METHODS = ("gradients", "occlusion")  # of models/heat.py
 THIS = "this model"
 
 
@@ -198,7 +197,8 @@ def parse(argv):
     p.add_argument("image", nargs="?", metavar="IMAGE", help="image file")
     p.add_argument("texts", nargs="*", metavar="TEXT", help="what to look for; a panel each")
     p.add_argument("--out", default="attention.png", help="PNG to write (default %(default)s)", metavar="PNG")
-    p.add_argument("--method", choices=METHODS, default=METHODS[0], help="occlusion: slow, and for every tower (default %(default)s)")
+    p.add_argument("--method", choices=("gradients", "occlusion"), default="gradients", help="occlusion: slow, and for every tower "
+                   "(default %(default)s)")  # fmt: skip
     p.add_argument("--pointing", metavar="JSON", help="play the pointing game over the held-out images of this file of boxes in pixels")
     p.add_argument("--images", metavar="DIR", help="folder of the images of --pointing (default: the one the run was trained on)")
     p.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")

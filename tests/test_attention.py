@@ -1,4 +1,5 @@
-"""apps/attention.py: the arithmetic on every kind of tower, and a small model that learned four things, asked where they are."""
+"""models/heat.py and apps/attention.py: the arithmetic on every kind of tower, and a small model that learned four things, asked where
+they are."""
 
 import csv
 import json
@@ -12,6 +13,7 @@ from PIL import Image
 
 import train
 from apps import attention, draw_archive
+from models.heat import METHODS, _places, explain, shares
 from models.predictor import Predictor
 from models.vision import VisionEncoder
 from models.vljepa import VLJEPA
@@ -91,18 +93,18 @@ def test_pooled_places_are_the_towers_features(untrained):
     """Catches shares of something that is not what encode() gives: another scale, order, block or class token."""
     for tower in untrained.vision.parts or [untrained.vision]:
         pixels = tower.preprocess(PICTURE)[None]
-        maps, baselines, pool = heat._places(tower, pixels, torch.zeros(tower.dim))
+        maps, baselines, pool = _places(tower, pixels, torch.zeros(tower.dim))
         assert [m.shape for m in baselines] == [m.shape for m in maps]
         torch.testing.assert_close(pool(*maps), tower.encode(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_shares_add_up_to_the_score_above_the_baseline(untrained, monkeypatch):
     """Catches a part of the score that no place is given, and joined towers or stages counted twice."""
-    monkeypatch.setattr(heat, "STEPS", 8)  # enough for a predictor of small random weights
+    monkeypatch.setattr("models.heat.STEPS", 8)  # enough for a predictor of small random weights
     text = untrained.encode_text(["a cat", "a rocket"])
-    found = heat.shares(untrained, PICTURE, text)
+    found = shares(untrained, PICTURE, text)
     if untrained.vision.name.startswith("open_clip"):
-        maps, baselines, pool = heat._places(untrained.vision, untrained.vision.preprocess(PICTURE)[None], None)
+        maps, baselines, pool = _places(untrained.vision, untrained.vision.preprocess(PICTURE)[None], None)
         baseline = untrained.predict(pool(*baselines)) @ text.T
     else:
         baseline = untrained.predict(untrained.predictor.mean[None]) @ text.T
@@ -121,7 +123,7 @@ def test_shares_are_the_naive_integral(world):
         point = ((i + 0.5) / steps * features).requires_grad_()  # mean is zero: this run does not standardise
         slope = slope + torch.autograd.grad((model.predictor(point) @ text.T).sum(), point)[0][0] / steps
     start = 0
-    for (_, share), stage in zip(heat.shares(model, PICTURE, text), [stages[-1], *stages[-4:-1]], strict=True):
+    for (_, share), stage in zip(shares(model, PICTURE, text), [stages[-1], *stages[-4:-1]], strict=True):
         channels, h, w = stage.shape[1:]
         mine = slope[start : start + channels] / stage.mean((2, 3)).norm() / 2 / (h * w)
         naive = torch.tensor([[float(stage[0, :, y, x] @ mine) for x in range(w)] for y in range(h)])
@@ -129,34 +131,46 @@ def test_shares_are_the_naive_integral(world):
         start += channels
 
 
-@pytest.mark.parametrize("method", attention.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_explain_finds_each_of_two_things(world, method):
     """Catches maps that are transposed, mirrored, shifted, or the same for every text."""
-    scores, maps = heat.explain(world.model, PICTURE, list(BOXES), method)
+    scores, maps = explain(world.model, PICTURE, list(BOXES), method)
     assert scores.shape == (2,) and maps.shape == (2, 224, 224)
     torch.testing.assert_close(scores, (world.model.encode_image(PICTURE) @ world.model.encode_text(list(BOXES)).T)[0])
     assert [attention.judge(heat, BOXES, text) for heat, text in zip(maps, BOXES)] == [(True, True)] * 2
 
 
-def test_explain_is_in_the_pictures_own_places(world, tmp_path):
+def test_explain_is_in_the_pictures_own_places(world):
     """Catches the coordinates of the cropped and resized pixels given out as the picture's, and a guess about what was cut off."""
     image, boxes = scene({"a cat": (260, 70)}, (560, 224))  # the tower sees 168 to 392
-    (heat,) = heat.explain(world.model, image, ["a cat"])[1]
+    (heat,) = explain(world.model, image, ["a cat"])[1]
     assert heat.shape == (205, 512)  # scaled by 512 / 560
     seen = ~heat.isnan()
     assert torch.equal(seen, seen[:1].expand_as(seen)) and seen[0].nonzero().flatten()[[0, -1]].tolist() == [153, 357]
     scaled = {"a cat": [[side * 512 / 560 for side in boxes["a cat"][0]]]}
     assert attention.judge(heat, scaled, "a cat")[0]
-    image.rotate(90, expand=True).save(tmp_path / "plain.png")
-    assert heat.explain(world.model, tmp_path / "plain.png", ["a cat"])[1].shape == (1, 512, 205)
+    assert explain(world.model, image.rotate(90, expand=True), ["a cat"])[1].shape == (1, 512, 205)
 
 
-@pytest.mark.parametrize("method", attention.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (700, 2)])
 def test_explain_takes_pictures_of_any_shape(world, size, method):
     """Catches a window or crop of no pixels."""
-    _, maps = heat.explain(world.model, Image.new("RGB", size, "red"), ["a cat"], method)
+    _, maps = explain(world.model, Image.new("RGB", size, "red"), ["a cat"], method)
     assert maps.isfinite().any()
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", Image.new("L", (9, 9))], ids=["path", "grey"])
+def test_explain_says_how_to_open_a_picture(world, image):
+    """Catches a traceback out of the tower for what is no RGB picture."""
+    with pytest.raises(ValueError, match="not an RGB picture; open it with models.dataset.open_image"):
+        explain(world.model, image, ["a cat"])
+
+
+def test_unknown_method_is_refused(world):
+    """Catches a misspelt method answered quietly by the other one."""
+    with pytest.raises(ValueError, match="guess: no such method; take gradients or occlusion"):
+        explain(world.model, PICTURE, ["a cat"], "guess")
 
 
 def test_pointing_tells_this_model_from_those_that_must_lose(world):
@@ -185,7 +199,7 @@ def test_unknown_tower_is_sent_to_occlusion(lite0, minilm, monkeypatch):
     """Catches a map made up for a tower whose places nobody knows."""
     monkeypatch.setitem(vars(lite0), "network", torch.nn.Identity())
     with pytest.raises(ValueError, match="efficientnet-lite0: .*Identity.*--method occlusion"):
-        heat.shares(VLJEPA(Predictor(1280), lite0, minilm), PICTURE, torch.ones(1, 384))
+        shares(VLJEPA(Predictor(1280), lite0, minilm), PICTURE, torch.ones(1, 384))
 
 
 def test_judge_by_hand():

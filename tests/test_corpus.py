@@ -140,7 +140,7 @@ def test_train_and_eval_over_the_corpus_use_exactly_the_good_images(tmp_path, ca
 
 
 def test_dataset_lists_files_that_may_not_be_read():
-    """Catches a file of another user that ends the run later, when features.py reads it, in spite of --skip-bad."""
+    """Catches a file of another user that ends the run later, when features/ reads it, in spite of --skip-bad."""
     with tempfile.TemporaryDirectory() as folder:
         folder, root = Path(folder), os.geteuid() == 0
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Feature shards: equal to features.py bit for bit, each tar encoded once whatever happens, and strangers' tars that do no harm."""
+"""Feature shards: equal to features/ bit for bit, each tar encoded once whatever happens, and strangers' tars that do no harm."""
 
 import io
 import json

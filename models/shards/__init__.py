@@ -40,7 +40,7 @@ class Shards(NamedTuple):
 
 def encode_shards(pattern, folder, vision, text, open_image, rank=0, world=1, batch_size=32, workers=None, quiet=False):
     """Write the feature shards that are not there yet, of every `world`-th tar from number `rank` on; return the names of all the
-    pattern's shards for `open_shards`. Rows are float16, so features equal those of features.py; one shard's have to fit in memory.
+    pattern's shards for `open_shards`. Rows are float16, so features equal those of features/; one shard's have to fit in memory.
 
     `pattern` holds {00000..00331}, {a,b} or *. `vision`, `text` are encoder objects (`.name`, `.key`, `.encode`, `.preprocess`);
     `open_image(file)` gives a PIL image or raises ValueError. Samples that can't be used are left out and counted, a line a tar.
@@ -141,7 +141,7 @@ def _ahead(pool, function, items, count):
 
 def _encode(tar, vision, text, open_image, batch_size, workers, skipped, title, quiet):
     """The tensors of one tar's feature shard; `skipped` counts what is left out."""
-    parts = getattr(vision, "parts", None) or [vision]  # joined towers are rounded each for itself, as in features.py
+    parts = getattr(vision, "parts", None) or [vision]  # joined towers are rounded each for itself, as in features/
 
     def pixels(sample):
         try:
