@@ -35,6 +35,7 @@ One caption: A climber hangs from a rock face.
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser("python -m apps.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = argparse.BooleanOptionalAction
     every = argparse.ArgumentParser(add_help=False)
@@ -146,6 +147,7 @@ def load_llm(name, device):
 
     @torch.no_grad()
     def rewrite(captions):
+        """One sentence made of the nearest captions."""
         if tokenizer.chat_template:
             talk = [dict(role="user", content=f"{INSTRUCTION}\n\n" + "\n".join(f"- {caption}" for caption in captions))]
             inputs = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -288,6 +288,7 @@ def layout(index: int, seed: int = 0) -> Scene:
     things = []
 
     def add(name, count, size):
+        """Put `count` of a thing into the scene."""
         kind, zone, side, _, _, glyph, tinted = LEXICON[name]
         size = "" if kind in PEOPLE else size
         side *= {"tiny": 0.6, "huge": 2, "": rng.uniform(1.1, 1.5)}[size]

@@ -34,6 +34,7 @@ KEYS = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--csv", default="caption.csv", help="captions to train on (default %(default)s)")
     p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)")

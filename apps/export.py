@@ -21,6 +21,7 @@ LIMIT = 1e-4  # largest difference of an embedding's element between torch and O
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser("python -m apps.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
     p.add_argument("--out", type=Path, default="model.onnx", metavar="FILE",
@@ -51,6 +52,8 @@ def whole(model):
     parts = model.vision.parts or [model.vision]
 
     class Whole(nn.Module):
+        """Every tower on its own pixels, their rows side by side, the predictor."""
+
         def __init__(self):
             super().__init__()
             self.towers, self.predictor = nn.ModuleList(part.network for part in parts), model.predictor

@@ -39,6 +39,7 @@ def at_least(least):
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser("python -m apps.video", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = argparse.BooleanOptionalAction
     run = argparse.ArgumentParser(add_help=False)
@@ -181,6 +182,7 @@ def watch(args, model):
 
 
 def watch_whole(args, model, write):
+    """All frames first, then the best cut."""
     from models.segments import cut, means, middles, uniform, ward
 
     times, rows = whole_film(args, model)

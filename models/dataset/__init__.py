@@ -15,8 +15,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from models.dataset.captions import Row, read_captions
-from models.dataset.images import FORMATS, MAX_PIXELS, check_file, image_path, open_image, upright_rgb
+from .captions import Row, read_captions
+from .images import FORMATS, MAX_PIXELS, check_file, image_path, open_image, upright_rgb
 
 __all__ = ["FORMATS", "MAX_PIXELS", "Row", "VisionTextDataset", "check_file", "image_path", "open_image", "read_captions",
            "split_by_image", "upright_rgb"]  # fmt: skip
@@ -66,6 +66,7 @@ class VisionTextDataset:
         """{image name: reason} for those of `images` (indices) that can't be used."""
 
         def reason(name):
+            """Why an image can't be used, or None."""
             try:
                 path = image_path(self.image_dir, name)
                 if decode:

@@ -5,7 +5,7 @@ import io
 import re
 from typing import NamedTuple
 
-from models.dataset.images import check_file
+from .images import check_file
 
 SEPARATORS = (",", "\t", ";", "|")
 NOT_CSV = {

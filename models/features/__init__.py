@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from models.features.cache import batched, opened, sha256_of, stamp_of
+from .cache import batched, opened, sha256_of, stamp_of
 
 __all__ = ["Features", "encode_archive", "encode_captions"]
 
@@ -59,6 +59,7 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
         for part in parts:
 
             def image_rows(images, part=part):
+                """(images, their rows of one tower) batch by batch."""
                 with ThreadPoolExecutor(workers) as pool:
                     load = lambda batch: [pool.submit(dataset.pixels, i, part.preprocess) for i in batch]  # noqa: E731
                     batches = batched(images, batch_size)

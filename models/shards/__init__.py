@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from models.shards.files import FORMAT, damaged, is_made_from, names_of, read, sha256, stamp, write
-from models.shards.tars import DAMAGED, expand, samples
+from .files import FORMAT, damaged, is_made_from, names_of, read, sha256, stamp, write
+from .tars import DAMAGED, expand, samples
 
 __all__ = ["FORMAT", "Rows", "Shards", "encode_shards", "open_shards"]
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.vision.folded import FoldedLite, FoldedViT
-from models.vision.weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, sha256
+from .folded import FoldedLite, FoldedViT
+from .weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, sha256
 
 # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
 CLIP = dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/", size=224, mean=CLIP_MEAN, std=CLIP_STD,

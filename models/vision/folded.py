@@ -74,6 +74,7 @@ class Conv(nn.Module):
         self.stride, self.groups, self.kernel, self.relu6 = stride, len(weight) if weight.shape[1] == 1 else 1, weight.shape[2], relu6
 
     def forward(self, x):
+        """(B, C, H, W) -> (B, C', H / stride, W / stride), rounded up."""
         padding = (self.kernel // 2, self.kernel // 2)
         if self.stride > 1:  # TensorFlow's padding: the odd pixel goes right and below
             extra = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]

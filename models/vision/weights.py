@@ -27,6 +27,7 @@ def cached(hub):
 
 
 def hub_answers(seconds=3.0):
+    """Whether the Hugging Face hub takes a connection; its own client would retry for 46 s."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
