@@ -51,8 +51,15 @@ def median(function, repeats=7):
 
 def process(command):
     """(seconds, peak resident GB) of a Python process. Linux counts the peak; a child inherits none of it through exec."""
-    code = "import runpy, sys\nsys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
-    code += "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')), file=sys.stderr)"
+    code = """
+import runpy, sys
+sys.argv, status = sys.argv[1:], 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    status = end.code
+print(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")), file=sys.stderr)
+sys.exit(status)"""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True)  # fmt: skip
@@ -402,8 +409,9 @@ def watch():
         peak[0] = max(peak[0], next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")))
         time.sleep(0.05)
 threading.Thread(target=watch, daemon=True).start()
-train.main(sys.argv[1:])
-print(peak[0], file=sys.stderr)"""
+status = train.main(sys.argv[1:])
+print(peak[0], file=sys.stderr)
+sys.exit(status)"""
     flags = ["--epochs", 1, *flags, "--shards", tars, "--shard-features", folder, "--quiet", "--run", f"{folder}/run"]
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, "--vision", "efficientnet-lite0-stages", *map(str, flags)], check=True,

@@ -20,16 +20,20 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 60, 120)  # decodes a minute; 120 is every frame of --every 0.5
 REPORTED = (6, 8, 10, 12)  # budgets at which the saving is printed; the films change shot 8 times a minute
 SETTLE = 3.0  # seconds a streamed segment is watched before its words, as in apps.video
 DRAWS = 1000  # of the bootstrap over films
 CHANGES = tuple(0.3 * 1.12**i for i in range(28))  # thresholds of the streaming sweep, 0.3 to 6.4; units as apps.video's --change
+METRICS = ((1, "CIDEr-D"), (2, "cosine"))  # where `measure` puts them
 UNIFORM = ("uniform, middle frame", "uniform, mean")
 SYSTEMS = (*UNIFORM, "selective, middle frame", "selective, mean", "selective, mean, own segment", "streaming", "streaming, own segment")
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser("python -m apps.video_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--csv", default="caption.csv", help="captions file with image_name and comment (default %(default)s)")
     p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)", metavar="DIR")
@@ -54,7 +58,7 @@ def parse(argv):
 
 
 def make_films(args, model, captions):
-    """[(rows (F, Dt), image names (F,) on screen)] of each film, through a real file."""
+    """[(rows (F, Dt), image names (F,) on screen)] of each film, through a real file. ValueError when there are too few images for them."""
     import torch
     from tqdm import tqdm
 
@@ -63,29 +67,26 @@ def make_films(args, model, captions):
 
     names = sorted(captions)
     random.Random(args.seed).shuffle(names)
-    films, shown = [], 0
+    plans = [plan(60 * args.minutes, f"{args.seed}/{i}") for i in range(args.films)]
+    if len(names) < sum(map(len, plans)):
+        raise ValueError(f"{args.csv}: {len(names)} images don't last for {args.films} films; give fewer --films or --minutes")
+    films, unused = [], iter(names)
     with tempfile.TemporaryDirectory() as folder:
-        for i in tqdm(range(args.films), desc="films", unit="", disable=args.quiet):
-            shots = plan(60 * args.minutes, f"{args.seed}/{i}")
-            used = names[shown : shown + len(shots)]
-            shown += len(shots)
-            if len(used) < len(shots):
-                raise ValueError(f"{args.csv}: {len(names)} images don't last for {args.films} films; give fewer --films or --minutes")
+        for i, shots in enumerate(tqdm(plans, desc="films", unit="", disable=args.quiet)):
+            used = [next(unused) for _ in shots]
             path = Path(folder, f"{i}.mp4")
             make(path, [open_image(image_path(args.images, name)) for name in used], shots)
             times, rows = zip(*embeddings(path, model.encode_image, args.every, quiet=True))
             films.append((torch.stack(rows), [used[sum(time >= shot.end for shot in shots[:-1])] for time in times]))
-    print(f"{args.films} films of {args.minutes:g} min, {shown} shots, {sum(len(rows) for rows, _ in films)} frames")
+    print(f"{args.films} films of {args.minutes:g} min, {sum(map(len, plans))} shots, {sum(len(rows) for rows, _ in films)} frames")
     return films
 
 
 def least_heights(args, heights):
     """For each budget the Ward distance that leaves this many boundaries in all films together; `heights` holds each film's."""
-    import torch
-
-    pooled = torch.cat(heights).sort(descending=True).values
+    pooled = sorted((height for film in heights for height in film.tolist()), reverse=True)
     kept = [min(max(round(budget * args.minutes * args.films) - args.films, 0), len(pooled)) for budget in BUDGETS]
-    return [pooled[n - 1].item() if n else float("inf") for n in kept]
+    return [pooled[n - 1] if n else math.inf for n in kept]
 
 
 def sweep(args, rows, tree, least):
@@ -98,9 +99,6 @@ def sweep(args, rows, tree, least):
     def nearest(edges):
         return (torch.arange(len(rows))[:, None] - (edges[:-1] + edges[1:] - 1) / 2).abs().argmin(1)
 
-    def own(edges):
-        return torch.repeat_interleave(torch.arange(len(edges) - 1), edges.diff())
-
     found, (order, heights) = defaultdict(list), tree
     for budget, height in zip(BUDGETS, least):
         even = segments.uniform(len(rows), min(max(round(budget * args.minutes), 1), len(rows)))
@@ -109,13 +107,13 @@ def sweep(args, rows, tree, least):
             found[f"{name}, middle frame"].append((rows[segments.middles(edges)], nearest(edges), 0.0))
             found[f"{name}, mean"].append((means, nearest(edges), 0.0))
             if name == "selective":
-                found["selective, mean, own segment"].append((means, own(edges), 0.0))
+                found["selective, mean, own segment"].append((means, torch.repeat_interleave(edges.diff()), 0.0))
     for change in CHANGES:
         decodes = list(segments.stream(rows, change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every))))
         edges, said = torch.tensor([decode.start for decode in decodes] + [len(rows)]), torch.stack([decode.row for decode in decodes])
         wait = args.every * sum(decode.now - decode.start for decode in decodes) / len(decodes)
         found["streaming"].append((said, nearest(edges), wait))
-        found["streaming, own segment"].append((said, own(edges), wait))
+        found["streaming, own segment"].append((said, torch.repeat_interleave(edges.diff()), wait))
     return found
 
 
@@ -170,7 +168,6 @@ def cosine(pairs, captions, model):
 
 def measure(args, model, films, captions):
     """{system: (4, settings, films) decodes a minute, CIDEr-D, cosine, mean seconds from a segment's first frame to its words}."""
-    import numpy as np
     import torch
 
     from models.segments import ward
@@ -197,8 +194,6 @@ def measure(args, model, films, captions):
 def curve(found, metric, films, systems):
     """(decodes a minute, quality), both (settings,), ascending in decodes: means over `films` (indices, repeats allowed), of the
     better of `systems` at each setting."""
-    import numpy as np
-
     decodes = found[systems[0]][0][:, films].mean(1)
     quality = np.max([found[system][metric][:, films].mean(1) for system in systems], axis=0)
     order = np.argsort(decodes, kind="stable")
@@ -207,15 +202,11 @@ def curve(found, metric, films, systems):
 
 def quality_at(budget, decodes, quality):
     """Quality of a curve at a budget, interpolated over log decodes; NaN outside the curve."""
-    import numpy as np
-
     return float(np.interp(np.log(budget), np.log(decodes), quality, left=np.nan, right=np.nan))
 
 
 def needed(quality, decodes, reached):
     """The fewest decodes a minute at which a curve reaches a quality, interpolated over log decodes; infinite if it never does."""
-    import numpy as np
-
     best = np.maximum.accumulate(reached)
     i = int(np.searchsorted(best, quality))  # the first setting that reaches it
     if i == len(best):
@@ -230,29 +221,24 @@ def savings(uniform, own, budget=None):
     """How many times the decodes of a system the uniform curve needs for the same quality: at a `budget` of the system, or (None)
     where the system reaches what uniform has at one decode a second, as the paper's 2.85 is meant. Infinite when uniform never gets
     there, 0 when the system doesn't, NaN when the system's sweep holds no such budget. Curves are those of `curve`."""
-    import numpy as np
-
     if budget is None:
         return 60 / needed(quality_at(60, *uniform), *own)
     quality = quality_at(budget, *own)
     return np.nan if np.isnan(quality) else needed(quality, *uniform) / budget
 
 
-def resample(args):
-    """Films drawn with repeats, for the bootstrap."""
-    import numpy as np
-
+def curves(args, found, metric, systems):
+    """The curve of all films, and those of DRAWS draws of films with repeats; the same draws at every call, so curves can be paired."""
     chance = np.random.default_rng(args.seed)
-    return [chance.integers(args.films, size=args.films) for _ in range(DRAWS)]
+    draws = [chance.integers(args.films, size=args.films) for _ in range(DRAWS)]
+    return curve(found, metric, np.arange(args.films), systems), [curve(found, metric, draw, systems) for draw in draws]
 
 
 def report(args, found):
     """Print quality against budget for every system, then what uniform needs for the same quality."""
-    import numpy as np
-
-    films, draws = np.arange(args.films), resample(args)
-    for metric, name in ((1, "CIDEr-D x 100"), (2, "cosine x 100")):
-        print(f"\n{name:31}" + "".join(f"{budget:>7}" for budget in BUDGETS) + "  decodes a minute")
+    films = np.arange(args.films)
+    for metric, name in METRICS:
+        print(f"\n{f'{name} x 100':31}" + "".join(f"{budget:>7}" for budget in BUDGETS) + "  decodes a minute")
         for system in SYSTEMS:
             cells = (100 * quality_at(budget, *curve(found, metric, films, [system])) for budget in BUDGETS)
             print(f"{system:31}" + "".join(f"{cell:7.1f}" if np.isfinite(cell) else "      -" for cell in cells))
@@ -263,12 +249,12 @@ def report(args, found):
         return "never" if value == 0 else f">{BUDGETS[-1] / budget:.0f}" if np.isinf(value) else f"{value:.1f}"
 
     heads = [*(f"{budget} a minute" for budget in REPORTED), "its 60 a minute"]
-    for metric, name in ((1, "CIDEr-D"), (2, "cosine")):
+    for metric, name in METRICS:
         print(f"\n{'decodes uniform needs for the':31}" + "".join(f"{head:>23}" for head in heads))
         print(f"{f'same {name}, as multiple':31}" + f"{'(95 % interval)':>23}" * len(heads))
-        uniform, uniforms = (curve(found, metric, films, UNIFORM), [curve(found, metric, draw, UNIFORM) for draw in draws])
+        uniform, uniforms = curves(args, found, metric, UNIFORM)
         for system in SYSTEMS[len(UNIFORM) :]:
-            own, owns = curve(found, metric, films, [system]), [curve(found, metric, draw, [system]) for draw in draws]
+            own, owns = curves(args, found, metric, [system])
             print(f"{system:31}", end="")
             for budget in (*REPORTED, None):
                 text, value = "-", savings(uniform, own, budget)
@@ -282,24 +268,22 @@ def report(args, found):
 
 def plot(args, found):
     """CIDEr-D and cosine against decodes, each curve with its 95 % interval."""
-    import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
 
-    figure, films, draws = Figure(figsize=(11, 4.2), layout="constrained"), np.arange(args.films), resample(args)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     lines = ((UNIFORM, "uniform, better of middle and mean", "-"), (["selective, mean, own segment"], "selective (Ward)", "-"),
              (["streaming, own segment"], "streaming, no look-ahead", "-"),
              (["selective, mean"], "selective, answered by the nearest in time", "--"))  # fmt: skip
-    for metric, name, axis in zip((1, 2), ("CIDEr-D x 100", "cosine x 100"), figure.subplots(1, 2)):
+    for (metric, name), axis in zip(METRICS, figure.subplots(1, 2)):
         for systems, label, style in lines:
-            decodes, quality = curve(found, metric, films, systems)
+            (decodes, quality), others = curves(args, found, metric, systems)
             shown = (decodes >= BUDGETS[0]) & (decodes <= BUDGETS[-1])
             (line,) = axis.plot(decodes[shown], 100 * quality[shown], style, label=label)
-            drawn = [[100 * quality_at(x, *own) for x in decodes[shown]] for own in (curve(found, metric, draw, systems) for draw in draws)]
+            drawn = [[100 * quality_at(x, *other) for x in decodes[shown]] for other in others]
             low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
             axis.fill_between(decodes[shown], low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axis.set(xscale="log", xlabel="decodes a minute", ylabel=name, xticks=BUDGETS[::2], xlim=(BUDGETS[0], BUDGETS[-1]))
-        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.set(xscale="log", xlabel="decodes a minute", ylabel=f"{name} x 100", xlim=(BUDGETS[0], BUDGETS[-1]))
+        axis.set_xticks(BUDGETS[::2], BUDGETS[::2])
         axis.minorticks_off()
     axis.legend(loc="lower right", fontsize=8)
     figure.savefig(args.plot, dpi=110)
@@ -314,11 +298,10 @@ def main(argv=None):
         from models.vljepa import VLJEPA
 
         model = VLJEPA.load(args.run, args.device)
-        captions = defaultdict(list)
+        captions, trained_on = defaultdict(list), set(model.state["trained_on"])
         for row in read_captions(args.csv):
-            captions[row.image_name].append(row.caption)
-        for name in set(model.state["trained_on"]) & set(captions):
-            del captions[name]
+            if row.image_name not in trained_on:
+                captions[row.image_name].append(row.caption)
         found = measure(args, model, make_films(args, model, captions), captions)
         report(args, found)
         if args.plot:

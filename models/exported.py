@@ -105,14 +105,14 @@ def read(path):
         preprocess, state = json.loads(facts["preprocess"]), json.loads(facts["state"])
         towers = [state["towers"][kind][fact] for kind in ("vision", "text") for fact in ("name", "sha256")]
         numbers = [value + 0.0 for spec in preprocess for value in spec["mean"] + spec["std"]]
-        sizes = [spec["size"] for spec in preprocess if spec["resize"] in ("shortest", "squash")]
+        sizes = [spec["size"] for spec in preprocess if spec["resize"] in ("shortest", "squash") and type(spec["size"]) is int]
         shape = [3 * sum(size**2 for size in sizes)] if len(sizes) > 1 else [3, sizes[0], sizes[0]]
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         (pixels,), (embedding,) = session.get_inputs(), session.get_outputs()
         fits = (pixels.name, pixels.shape[1:], len(embedding.shape), len(numbers)) == ("pixels", shape, 2, 6 * len(sizes))
-        fits = fits and all(isinstance(fact, str) for fact in towers)
+        fits = fits and all(isinstance(fact, str) for fact in towers) and all(len(spec["mean"]) == 3 for spec in preprocess)
     except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented, ort.RuntimeException,
-            ValueError, LookupError, TypeError) as error:  # fmt: skip
+            ValueError, LookupError, TypeError, OverflowError) as error:  # fmt: skip
         raise ValueError(f"{foreign} ({type(error).__name__}: {_first_line(error)})") from None
     if not fits:
         raise ValueError(f"{foreign} (it takes {pixels.name} {pixels.shape}, and its metadata speak of {shape})")

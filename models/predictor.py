@@ -78,7 +78,7 @@ class Linear(nn.Linear):
     """nn.Linear through oneDNN, whose float32 product is twice as fast as MKL's on AMD."""
 
     def forward(self, x):
-        plain = x.device.type != "cpu" or x.ndim != 2 or not len(x) or not torch.backends.mkldnn.is_available()
+        plain = x.device.type != "cpu" or x.ndim != 2 or not len(x) or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
         if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)
@@ -91,6 +91,7 @@ class _Product(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         to_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None

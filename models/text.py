@@ -55,12 +55,14 @@ def _find(name):
 
 
 class MiniLM:
-    """MiniLM's forward pass (BERT, mean-pooled) from its weights alone. sentence-transformers gives the same rows to 3e-7 (tests), takes
+    """MiniLM's forward pass (BERT, mean-pooled) from its weights alone. sentence-transformers gives the same rows to 4e-7, takes
     four seconds to import, and pads; here only texts of the same number of tokens share a batch, so nothing is padded or masked."""
 
     def __init__(self, path, tokens, device, heads=12):
         from tokenizers import Tokenizer
 
+        if not (path / "tokenizer.json").is_file():
+            raise FileNotFoundError(f"{path}: holds no tokenizer.json, so it is not a whole copy of MiniLM; delete it to fetch it anew")
         self.heads, self.tokenizer = heads, Tokenizer.from_file(str(path / "tokenizer.json"))
         self.tokenizer.no_padding(), self.tokenizer.enable_truncation(tokens)
         self.onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -74,7 +76,7 @@ class MiniLM:
             products = ("qkv", "attention.output.dense", "intermediate.dense", "output.dense")
             if self.onednn:  # brought once into the order its kernels want, and not at every call
                 w |= {f"{name}.weight": torch.ops.mkldnn._reorder_linear_weight(w[f"{name}.weight"], 4096) for name in products}
-            # Copies: a single view of the file would keep all of it in memory.
+            # Copies: a single view of the mapped file would keep what was looked at of it in memory.
             self.layers.append([w[f"{name}.{kind}"].clone() for name in (*products, "attention.output.LayerNorm", "output.LayerNorm")
                                 for kind in ("weight", "bias")])  # fmt: skip
 
@@ -101,7 +103,7 @@ class MiniLM:
 
     def encode(self, texts):
         """M texts -> (M, Dt) in their order, 4,096 tokens at a time: measured fastest from 256 to 8,192."""
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        ids = [found.ids for i in range(0, len(texts), 4096) for found in self.tokenizer.encode_batch(texts[i : i + 4096])]
         rows, same = self.words.new_empty(len(texts), self.words.shape[1]), {}
         for i, tokens in enumerate(ids):
             same.setdefault(len(tokens), []).append(i)
@@ -123,8 +125,8 @@ def _read(path, prefix, device):
     """The tensors whose names start with `prefix`, without it. Mapped from the file: what is dropped leaves memory."""
     from safetensors import safe_open
 
-    with safe_open(path, "pt", str(device)) as file:
-        return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+    with safe_open(path, "pt") as file:
+        return {key.removeprefix(prefix): file.get_tensor(key).to(device) for key in file.keys() if key.startswith(prefix)}
 
 
 class TextEncoder:
@@ -137,7 +139,8 @@ class TextEncoder:
         if not any((self.path / name).is_file() for name in ("modules.json", "config.json")):  # or "/" would be hashed whole
             raise FileNotFoundError(f"text tower {name}: {self.path} holds no modules.json or config.json: not a model's folder")
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and not any(p.match(pattern) for pattern in NOT_NEEDED))
-        weights = next((p for w in WEIGHTS for p in files if p.name == w), None)
+        found = [p for p in files if p.name in WEIGHTS]
+        weights = min(found, key=lambda p: (len(p.parts), WEIGHTS.index(p.name)), default=None)  # not those of a folder within
         if weights is None:
             raise FileNotFoundError(f"text tower {name}: {self.path} holds no {' or '.join(WEIGHTS)}: not a model's folder")
         digests = {p.relative_to(self.path).as_posix(): _sha256(p) for p in files}
@@ -178,6 +181,11 @@ class TextEncoder:
             raise TypeError(f"texts must be str, found {wrong[0]!r} ({type(wrong[0]).__name__})")
         if not texts:
             return torch.empty(0, self.dim, device=self.device)
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a text holds half a character, {error.object[error.start]!r}: it was not UTF-8") from None
         own = isinstance(self.network, MiniLM)
-        rows = self.network.encode(texts, **({} if own else dict(convert_to_tensor=True, show_progress_bar=False)))
+        with torch.autocast(self.device.type, enabled=False):
+            rows = self.network.encode(texts, **({} if own else dict(convert_to_tensor=True, show_progress_bar=False)))
         return F.normalize(rows.float(), dim=-1)  # (M, dim)

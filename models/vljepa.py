@@ -66,13 +66,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
             with torch.device("meta"):  # no random parameters made to be thrown away
                 predictor = Predictor(**state["config"])
             predictor.load_state_dict(state["predictor"], assign=True)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its parameters don't fit its own configuration {state['config']} ({error})") from None
-        try:
-            predictor = predictor.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); take auto or cpu") from None
-        return cls(predictor, towers["vision"], towers["text"], state)
+        return cls(predictor.to(device), towers["vision"], towers["text"], state)
 
     def _save_pretrained(self, save_directory):
         """For the mixin's `save_pretrained` and `push_to_hub`: the predictor, and of the checkpoint's dict what others may know. The

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 LEAVES = [path for path in MODELS if path.stem not in ("vljepa", "exported") and path != ROOT / "models" / "__init__.py"]
 WIRES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "apps").glob("*.py"))]
-HEAVY = {"open_clip", "sentence_transformers", "transformers", "timm", "matplotlib", "pandas", "torchvision", "huggingface_hub"}
+HEAVY = {"open_clip", "sentence_transformers", "transformers", "timm", "matplotlib", "pandas", "torchvision", "huggingface_hub",
+         "captum", "tokenizers", "onnx", "onnxruntime", "pycocoevalcap", "sklearn", "av", "usearch"}  # fmt: skip
 
 
 def name(path):

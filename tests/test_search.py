@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,8 @@ from PIL import Image
 import train
 from apps import search
 from models.dataset import open_image
+from models.index import SEEN, stamp_of, times_of
+from models.sheets import grid
 from models.vljepa import VLJEPA
 
 ROOT = Path(__file__).parent.parent
@@ -74,11 +77,18 @@ def place(world, tmp_path):
 
 
 def contents(index):
-    """All an index holds, in its own order."""
+    """All an index holds, in its own order; of the stamps, the part that doesn't tell when the file was seen."""
     db = sqlite3.connect(index)
     rows = db.execute("SELECT * FROM images").fetchall(), db.execute("SELECT * FROM meta ORDER BY key").fetchall()
     db.close()
-    return rows
+    return [(number, path, stamp.partition(SEEN)[0], *rest) for number, path, stamp, *rest in rows[0]], rows[1]
+
+
+def stamps(index):
+    db = sqlite3.connect(index)
+    found = {os.fsdecode(path): stamp for path, stamp in db.execute("SELECT path, stamp FROM images")}
+    db.close()
+    return found
 
 
 def paths(index):
@@ -140,6 +150,63 @@ def test_index_again_takes_up_what_is_new_changed_renamed_touched_and_gone(world
     assert set(new) == {os.fsencode(p.relative_to(photos)) for p in photos.rglob("*") if p.is_file()}
     assert new[touched.encode()] == old[touched.encode()] and new[b"renamed.jpg"] in old.values()
     assert new[changed.encode()] != old[changed.encode()]
+
+
+def test_stamp_of_a_young_file_equals_no_other(tmp_path):
+    """Catches a file that changes twice within one tick of a coarse clock (2 s on FAT) and keeps its size."""
+    young, future, old = tmp_path / "young", tmp_path / "future", Path(torch.__file__)  # as old as the installation
+    young.write_bytes(b"just now")
+    os.utime(young, (1, 1))  # its own time says 1970, its change time does not
+    future.write_bytes(b"from 2100")
+    os.utime(future, (4e9, 4e9))
+    for path in (young, future):
+        assert stamp_of(path.stat()) != stamp_of(path.stat())
+    assert stamp_of(old.stat()) == stamp_of(old.stat()) and SEEN not in stamp_of(old.stat())
+
+
+def test_file_that_was_young_is_told_by_its_content(world, place, capsys):
+    """Catches the first of two contents within one tick of the clock that is found ever after. The stamp here is that of the second
+    content and the rest that of the first, as such a tick leaves an index."""
+    photos, index = place
+    file = photos / "astronaut.jpg"
+    shutil.copy(photos / "two words" / "chelsea.jpg", file)
+    edit(index, "UPDATE images SET stamp = ? WHERE path = ?", f"{times_of(file.stat())}{SEEN}1", os.fsencode(file.name))
+    capsys.readouterr()
+    assert world.search("index", photos, index=index) == 0
+    assert "1 new or changed (0 encoded, 0 damaged)" in capsys.readouterr().out
+    rows = {os.fsdecode(row[1]): row[4] for row in contents(index)[0]}
+    assert rows["astronaut.jpg"] == rows["two words/chelsea.jpg"]
+
+
+def test_files_that_were_young_are_written_once(world, place, monkeypatch, capsys):
+    """Catches a folder that was copied a moment ago and is read at every look, or passes for changed, or costs the approximate index."""
+    photos, index = place
+    edit(index, "UPDATE images SET stamp = stamp || ? WHERE NOT instr(stamp, ?)", f"{SEEN}1", SEEN)
+    edit(index, "INSERT OR REPLACE INTO meta VALUES ('ann', 'kept')")
+    before, later = contents(index), time.time_ns() + 10**10
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    for _ in range(2):
+        capsys.readouterr()
+        assert world.search("index", photos, index=index) == 0
+        assert " 0 new or changed" in capsys.readouterr().out and contents(index) == before
+        assert not [stamp for stamp in stamps(index).values() if SEEN in stamp]
+        edit(index, "CREATE TRIGGER IF NOT EXISTS once BEFORE UPDATE ON images BEGIN SELECT RAISE(ABORT, 'written again'); END")
+
+
+def test_files_from_the_future_are_not_written_again_and_load_no_model(world, place, capsys):
+    """Catches a camera whose clock is wrong, all of whose photographs pass for changed at every look; a damaged one is listed once."""
+    photos, index = place
+    (photos / "broken.jpg").write_bytes(b"no image")
+    for name in ("broken.jpg", "astronaut.jpg"):
+        os.utime(photos / name, (4e9, 4e9))
+    assert world.search("index", photos, index=index) == 0
+    before, first = contents(index), stamps(index)
+    code = "import sys; from apps.search import main; assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    done = python(code, "index", photos, "--index", index, "--run", world.run)
+    assert (done.returncode, done.stderr) == (0, "") and " 0 new or changed" in done.stdout
+    assert contents(index) == before
+    for name in ("broken.jpg", "astronaut.jpg"):
+        assert SEEN in first[name] and stamps(index)[name] == first[name]
 
 
 KILL = """
@@ -368,7 +435,7 @@ def test_grid_shows_every_result_and_spares_the_photographs(world, place, tmp_pa
     assert world.search("find", "coins " * 60, "--top", 7, "--grid", tmp_path / "sheet.png", index=index) == 0
     assert "index again" in capsys.readouterr().err
     seven = Image.open(tmp_path / "sheet.png")
-    three = search.grid(search.find(["coins"], file=index, run=world.run, device="cpu", top=3), "coins")
+    three = grid(search.find(["coins"], file=index, run=world.run, device="cpu", top=3), "coins", open_image)
     assert seven.width == three.width and seven.height > three.height
     tile = seven.crop((16, 48, 272, 304)).convert("L")
     assert tile.getextrema()[1] - tile.getextrema()[0] > 50

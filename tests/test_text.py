@@ -142,3 +142,43 @@ def test_folder_that_is_no_model_is_not_read_through(tmp_path):
     (tmp_path / "deep" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="not a model's folder"):
         TextEncoder("cpu", str(tmp_path))
+
+
+def test_only_the_weights_that_are_read_are_hashed(minilm, tmp_path, monkeypatch):
+    """Catches the genuine file in a folder within, which vouches for a forged one at the top."""
+    model = tmp_path / "forged_minilm" / "model"
+    shutil.copytree(minilm.path, model)
+    shutil.copy(model / "model.safetensors", model / "1_Pooling" / "model.safetensors")
+    with open(model / "model.safetensors", "r+b") as file:
+        file.seek(50_000_000)
+        file.write(bytes(1000))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TEXT_ENCODERS, "forged", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="forged_minilm/model"))
+    (tmp_path / "forged_minilm" / "__init__.py").write_text("")
+    with pytest.raises(ValueError, match="model/model.safetensors: SHA-256"):
+        TextEncoder("cpu", "forged")
+
+
+def test_copy_without_a_tokenizer_is_refused_by_name(minilm, tmp_path, monkeypatch):
+    """Catches the tokenizer's bare Exception, which names no file."""
+    shutil.copytree(minilm.path, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    tower = TextEncoder("cpu")
+    monkeypatch.setattr(tower, "path", tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="model: holds no tokenizer.json"):
+        tower.encode(["a dog"])
+
+
+def test_encode_refuses_half_a_character(minilm):
+    """Catches a label typed in another encoding, which Python hands on as halves of characters no tokenizer takes."""
+    with pytest.raises(ValueError, match="half a character"):
+        minilm.encode(["fine", "caf\udce9"])
+
+
+def test_rows_are_the_same_elsewhere(minilm, rows, monkeypatch):
+    """Catches a second path that differs: a device by its number, autocast around a training loop, a torch without oneDNN."""
+    assert torch.equal(TextEncoder("cpu:0").encode(TEXTS), rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(minilm.encode(TEXTS), rows)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert (TextEncoder("cpu").encode(TEXTS) - rows).abs().max() < 1e-6

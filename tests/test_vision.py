@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import picture
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.vision import PACKAGED, VISION_ENCODERS, VisionEncoder, choose, read_weights
 
@@ -360,6 +360,49 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(clip_file):
     """Catches ViT-B/32 built from ViT-B/16's weights ending in torch's list of shapes, which names no file."""
     with pytest.raises(ValueError, match=clip_file.name):
         VisionEncoder("cpu", f"open_clip:ViT-B-32/{clip_file}").encode(torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("visual.transformer.resblocks.1.attn.out_proj.bias", None),
+    ("visual.transformer.resblocks.1.mlp.c_fc.weight", torch.ones(1536, 768)),
+    ("visual.transformer.resblocks.1.ls_1.gamma", torch.zeros(768)),
+    ("visual.transformer.resblocks.1.ln_2.weight", torch.ones(768, dtype=torch.int8)),
+    ("visual.proj", torch.ones(768, 1024)),
+    ("visual.class_embedding", 1.0),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_checkpoint_with_one_wrong_tensor_is_refused_by_name(clip_file, tmp_path, name, value):
+    """Catches features that are finite and wrong: a tensor left out, cut, of integers, or one that the network would pass by."""
+    weights = {key: tensor for key, tensor in load_file(clip_file).items() if key.startswith("visual.")} | {name: value}
+    torch.save({key: tensor for key, tensor in weights.items() if tensor is not None}, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=f"wrong.pt.*{name.removeprefix('visual.')}"):
+        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/wrong.pt").encode(torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_state_dict_gives_the_rows_of_safetensors(clip, clip_file, clip_pixels, tmp_path, zipped):
+    """Catches a file in torch's old format, which can't be mapped, read once for every tensor, or written into."""
+    torch.save(load_file(clip_file), tmp_path / "clip.pt", _use_new_zipfile_serialization=zipped)
+    content = (tmp_path / "clip.pt").read_bytes()
+    rows = VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/clip.pt").encode(clip_pixels)
+    assert torch.equal(rows, clip.encode(clip_pixels)) and (tmp_path / "clip.pt").read_bytes() == content
+
+
+def test_clip_rows_are_the_same_elsewhere(clip, clip_file, clip_pixels, monkeypatch):
+    """Catches a second path that differs: autocast around a training loop, no image at all, a torch without oneDNN."""
+    rows = clip.encode(clip_pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(clip.encode(clip_pixels), rows)
+    assert clip.encode(clip_pixels[:0]).shape == (0, 512)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = VisionEncoder("cpu", clip.name)
+    assert plain.fast is plain.network and (plain.encode(clip_pixels) - rows).abs().max() < 2e-6
+
+
+def test_preprocess_wants_rgb_and_can_be_pickled(lite0):
+    """Catches a palette's numbers taken for grey, and a DataLoader that can't hand the function to its processes."""
+    with pytest.raises(ValueError, match="mode P"):
+        lite0.preprocess(picture(0).convert("P"))
+    assert torch.equal(pickle.loads(pickle.dumps(lite0.preprocess))(picture(0)), lite0.preprocess(picture(0)))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

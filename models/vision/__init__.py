@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .folded import FoldedLite, FoldedViT
-from .weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, sha256
+from .weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, reader, sha256
 
 # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
 CLIP = dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/", size=224, mean=CLIP_MEAN, std=CLIP_STD,
@@ -120,13 +120,17 @@ class VisionEncoder:
     def fast(self):
         """What `encode` runs: the same function as `network`, in the tower's own precision and folded for a CPU. For CLIP it is built
         from the weights alone: importing open_clip takes longer than importing torch."""
-        if self.spec.get("plain") and self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        onednn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if self.spec.get("plain") and onednn and (self.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             try:
-                read = lambda part: read_weights(self.path, f"visual.{part}")  # noqa: E731
-                return FoldedViT(read, self.size, **self.spec["plain"], dtype=self.dtype)
-            except (LookupError, ValueError, RuntimeError) as error:
+                return FoldedViT(reader(self.path, "visual."), self.size, self.dim, **self.spec["plain"], dtype=self.dtype)
+            except ValueError as error:
                 raise self._misfit(error) from None
-        return self.network if self.dtype == torch.float32 else copy.deepcopy(self.network).to(self.dtype)
+        if self.dtype == torch.float32:
+            return self.network
+        network = copy.deepcopy(self.network).to(self.dtype)
+        del self.network  # made anew should anybody ask for it
+        return network
 
     def _misfit(self, error):
         found = f"'visual.' tensors that fit: {str(error)[:300]} ..."
@@ -141,14 +145,17 @@ class VisionEncoder:
     @torch.no_grad()  # not inference_mode: its tensors can't enter a training step
     def encode(self, images):
         """(B, 3, S, S) float on any device -> (B, dim) float32 unit rows on the tower's device."""
+        if not len(images):
+            return torch.empty(0, self.dim, device=self.device)
         if self.parts:
             pixels = images.split([3 * part.size**2 for part in self.parts], dim=1)
             rows = [part.encode(p.view(-1, 3, part.size, part.size)) for part, p in zip(self.parts, pixels)]
             return torch.cat(rows, dim=1) / len(rows) ** 0.5  # (B, dim)
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # so that the copy runs beside the tower's work; never run on a GPU
-        images = images.to(self.device, self.dtype, non_blocking=True)
-        return F.normalize(self.fast(images).float(), dim=-1)
+        images = images.to(self.device, self.dtype, non_blocking=self.device.type == "cuda")
+        with torch.autocast(self.device.type, enabled=False):  # a tower knows its own precision
+            return F.normalize(self.fast(images).float(), dim=-1)
 
     def encode_text(self, captions):
         """What the tower's own text tower says of M captions: (M, dim) float32 unit rows, or None for a tower without one.
@@ -168,6 +175,8 @@ class VisionEncoder:
 def pixels(size, mean, std, resize, image):
     """A PIL RGB image -> (3, size, size) float32, bit for bit what torchvision's Resize (bicubic), CenterCrop, ToTensor and Normalize
     give, but on one core, so that threads can each have theirs, and without the second and a half that importing torchvision takes."""
+    if image.mode != "RGB":
+        raise ValueError(f"an image of mode {image.mode}: open it with models.dataset.open_image, or make it RGB by upright_rgb")
     if resize == "squash":
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     else:

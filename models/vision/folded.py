@@ -13,7 +13,7 @@ class FoldedLite(nn.Module):
     (B, dim), mean-pooled.
 
     On a CPU each convolution with its ReLU6 is one oneDNN call (the one torch.compile emits, without a compiler), and four images
-    run at a time, so that activations stay in the cache: measured fastest of 1, 2, 4, 8, 16 and 32 (apps/bench.py).
+    run at a time, so that activations stay in the cache (EXPERIMENTS.md).
     `stages` also pools the outputs of the last three stages: what the head throws away tells actions and places apart.
     """
 
@@ -89,20 +89,23 @@ class Conv(nn.Module):
 
 class FoldedViT:
     """CLIP's vision transformer with QuickGELU. `read(prefix)` gives the tensors of its image tower that start so, without the prefix, and
-    they are taken over, block by block: weights are never in memory twice. Called with (B, 3, H, W) it gives (B, dim), both of `dtype`
-    (float32 or bfloat16), eight images at a time: their activations stay in the caches.
-    LookupError, ValueError or RuntimeError when the tensors are of another network than the one asked for."""
+    they are taken over, product by product: mapped weights are never in memory twice. Called with (B, 3, H, W) it gives (B, dim), both of
+    `dtype` (float32 or bfloat16), eight images at a time: their activations stay in the caches.
+    ValueError when the tensors are of another network than the one asked for."""
 
-    def __init__(self, read, image_size, patch_size, width, layers, head_width, dtype):
-        w = read("")  # mapped from the file, and not in memory yet
-        own = ("conv1.weight", "positional_embedding", "class_embedding", "proj",
-               "ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias")  # fmt: skip
+    def __init__(self, read, image_size, dim, patch_size, width, layers, head_width, dtype):
+        w, places = read(""), (image_size // patch_size) ** 2 + 1  # one is the class token's
+        own = {"conv1.weight": (width, 3, patch_size, patch_size), "positional_embedding": (places, width), "class_embedding": (width,),
+               "proj": (width, dim), **{f"ln_{at}.{kind}": (width,) for at in ("pre", "post") for kind in ("weight", "bias")}}  # fmt: skip
+        shapes = {"ln_1": (width,), "ln_2": (width,), "attn.in_proj": (3 * width, width), "attn.out_proj": (width, width),
+                  "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}  # fmt: skip
+        block = {f"{name}{'_' if name == 'attn.in_proj' else '.'}{kind}": shape if kind == "weight" else shape[:1]
+                 for name, shape in shapes.items() for kind in ("weight", "bias")}  # fmt: skip
+        expected = own | {f"transformer.resblocks.{i}.{key}": shape for i in range(layers) for key, shape in block.items()}
+        found = {key: isinstance(value, torch.Tensor) and value.is_floating_point() and tuple(value.shape) for key, value in w.items()}
+        if wrong := sorted(key for key, _ in expected.items() ^ found.items()):
+            raise ValueError(f"{wrong[0]} is {found.get(wrong[0], 'missing')}, not {expected.get(wrong[0], 'part of it')}")
         self.patches, self.places, self.first, self.out, *self.norms = (w[key].to(dtype, copy=True) for key in own)
-        blocks = {key.split(".")[2] for key in w if key.startswith("transformer.resblocks.")}
-        found = [*self.patches.shape, *self.places.shape, len(blocks)]
-        places = (image_size // patch_size) ** 2 + 1  # one is the class token's
-        if found != [width, 3, patch_size, patch_size, places, width, layers]:
-            raise ValueError(f"patches, places and blocks are {found}")
         del w  # what was looked at of the file
         self.blocks = [ViTBlock(lambda name, i=i: read(f"transformer.resblocks.{i}.{name}"), width // head_width, dtype)
                        for i in range(layers)]  # fmt: skip

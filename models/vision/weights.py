@@ -123,3 +123,12 @@ def read_weights(path, prefix=""):
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path}: not a safetensors file or plain state dict ({type(error).__name__}); a TorchScript archive such as "
                          "OpenAI's own ViT-B-16.pt has to be saved as safetensors first") from error  # fmt: skip
+
+
+def reader(path, prefix):
+    """read(part): the tensors whose names start with prefix + part, without that. Safetensors are mapped anew at each call, so that what
+    is dropped leaves memory; any other file is read once."""
+    if path.suffix == ".safetensors":
+        return lambda part: read_weights(path, prefix + part)
+    whole = read_weights(path, prefix)
+    return lambda part: {key.removeprefix(part): value for key, value in whole.items() if key.startswith(part)}
