@@ -10,6 +10,7 @@ import hashlib
 import socket
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import accumulate, chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,7 +57,7 @@ def _find(name):
 
 class MiniLM:
     """MiniLM's forward pass (BERT, mean-pooled) from its weights alone. sentence-transformers gives the same rows to 4e-7, takes
-    four seconds to import, and pads; here only texts of the same number of tokens share a batch, so nothing is padded or masked."""
+    four seconds to import, and pads every text to the longest of its batch; here tokens stand one behind the other."""
 
     def __init__(self, path, tokens, device, heads=12):
         from tokenizers import Tokenizer
@@ -81,17 +82,25 @@ class MiniLM:
                                 for kind in ("weight", "bias")])  # fmt: skip
 
     def rows(self, ids):
-        """Token numbers (B, T) int64 -> (B, Dt), mean-pooled, of any length."""
-        b, t = ids.shape
-        x = self.words[ids] + self.places[:t]  # (B, T, W)
-        d = x.shape[2]
-        x = F.layer_norm(x, (d,), *self.norm, 1e-12).view(b * t, d)
+        """Lists of token numbers, sorted by length -> (len(ids), Dt), mean-pooled. Products take the tokens of all texts at once, attention
+        those of one length."""
+        lengths, (count, d) = [len(tokens) for tokens in ids], (sum(map(len, ids)), self.words.shape[1])
+        ends = list(accumulate(lengths))
+        same = [(ends[i] - t, n, t) for t, n, i in ((t, lengths.count(t), lengths.index(t)) for t in dict.fromkeys(lengths))]
+        # oneDNN keeps a kernel, a megabyte of it, for every number of rows it has seen; so there are few.
+        padded = max(8, 1 << (count - 1).bit_length()) if count <= 512 else -(-count // 512) * 512
+        places = torch.cat([torch.arange(t) for t in lengths]).to(self.words.device)
+        x = self.words.new_zeros(padded, d)
+        x[:count] = self.words[torch.tensor(list(chain.from_iterable(ids)), device=x.device)] + self.places[places]
+        x = F.layer_norm(x, (d,), *self.norm, 1e-12)
         for qkv, qkv_bias, out, out_bias, up, up_bias, down, down_bias, *norms in self.layers:
-            q, k, v = self.linear(x, qkv, qkv_bias).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, W / H)
-            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b * t, d)
+            each, y = self.linear(x, qkv, qkv_bias), torch.zeros_like(x)
+            for start, n, t in same:  # n texts of t tokens
+                q, k, v = each[start : start + n * t].view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (n, H, t, d / H)
+                y[start : start + n * t] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * t, d)
             x = F.layer_norm(x + self.linear(y, out, out_bias), (d,), *norms[:2], 1e-12)
             x = F.layer_norm(x + self.linear(self.linear(x, up, up_bias, "gelu"), down, down_bias), (d,), *norms[2:], 1e-12)
-        return x.view(b, t, d).mean(1)
+        return torch.cat([x[start : start + n * t].view(n, t, d).mean(1) for start, n, t in same])
 
     def linear(self, x, weight, bias, after="none"):
         """A linear layer and what follows it ("none" or "gelu"), through oneDNN on a CPU: its float32 product is twice as fast as
@@ -102,14 +111,18 @@ class MiniLM:
         return F.gelu(x) if after == "gelu" else x
 
     def encode(self, texts):
-        """M texts -> (M, Dt) in their order, 4,096 tokens at a time: measured fastest from 256 to 8,192."""
+        """M texts -> (M, Dt) in their order, at most 4,096 tokens at a time: measured fastest from 256 to 8,192."""
         ids = [found.ids for i in range(0, len(texts), 4096) for found in self.tokenizer.encode_batch(texts[i : i + 4096])]
-        rows, same = self.words.new_empty(len(texts), self.words.shape[1]), {}
-        for i, tokens in enumerate(ids):
-            same.setdefault(len(tokens), []).append(i)
-        for length, found in same.items():
-            for batch in torch.tensor(found).split(max(1, 4096 // length)):
-                rows[batch.to(rows.device)] = self.rows(torch.tensor([ids[i] for i in batch.tolist()], device=rows.device))
+        batches, room = [], 0
+        for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+            if len(ids[i]) > room:
+                batches.append([])
+                room = 4096
+            batches[-1].append(i)
+            room -= len(ids[i])
+        rows = self.words.new_empty(len(ids), self.words.shape[1])
+        for batch in batches:
+            rows[batch] = self.rows([ids[i] for i in batch])
         return rows
 
 
