@@ -279,7 +279,7 @@ from models.text import TextEncoder
 from models.vision import VisionEncoder
 VisionEncoder('cpu', '{tower}'), TextEncoder()  # finds, reads and hashes both""")
             process(["train.py", "--csv", f"{folder}/few.csv", "--images", args.images, "--run", f"{folder}/run", "--epochs", 1,
-                     "--vision", tower, "--recipe", "retrieval", "--cache", f"{folder}/cache.sqlite", "--quiet"])  # fmt: skip
+                     "--vision", tower, "--cache", f"{folder}/cache.sqlite", "--quiet"])  # fmt: skip
             floor = statistics.median(process([f"{folder}/floor.py"])[0] for _ in range(5))
             runs = [process(["eval.py", Path(args.images, next(iter(found))), "--run", f"{folder}/run"]) for _ in range(5)]
             seconds = statistics.median(seconds for seconds, _ in runs)
