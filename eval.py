@@ -204,7 +204,8 @@ def main(argv=None):
         elif args.json:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     except (OSError, ValueError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
+        where = f", writing {args.json or 'the answer'}" if isinstance(error, OSError) and error.errno and not error.filename else ""
+        print(f"eval.py: {error}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

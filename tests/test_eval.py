@@ -355,3 +355,11 @@ def test_answer_imports_no_library_of_towers(world, photo):
             f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, str(photo), "--run", str(world.run)], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Prediction: ") and done.stderr.strip() == "[]"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_json_on_a_full_disk_names_the_file(world, photo, tmp_path, capsys):
+    """Catches 'No space left on device' that leaves one to guess where."""
+    (tmp_path / "full.json").symlink_to("/dev/full")
+    assert world.eval(photo, "--json", tmp_path / "full.json") == 1
+    assert f"No space left on device, writing {tmp_path}/full.json" in capsys.readouterr().err
