@@ -244,6 +244,7 @@ def duplicates(file=".cache/search.sqlite", threshold=NEAR, quiet=False):
 
 
 def parse(argv):
+    """The command line."""
     p = argparse.ArgumentParser("python -m apps.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = argparse.BooleanOptionalAction
     every, model = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
