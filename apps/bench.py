@@ -362,7 +362,7 @@ def loop(args):
 
 
 def shards(args, images=1_000_000):
-    """train.py over feature shards of a million rows each way that are not in memory, against its products alone."""
+    """train.py over feature shards of a million rows each way, mapped from files, against its products alone."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import hashlib
 import socket
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import accumulate, chain
+from itertools import chain, groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -84,12 +84,13 @@ class MiniLM:
     def rows(self, ids):
         """Lists of token numbers, sorted by length -> (len(ids), Dt), mean-pooled. Products take the tokens of all texts at once, attention
         those of one length."""
-        lengths, (count, d) = [len(tokens) for tokens in ids], (sum(map(len, ids)), self.words.shape[1])
-        ends = list(accumulate(lengths))
-        same = [(ends[i] - t, n, t) for t, n, i in ((t, lengths.count(t), lengths.index(t)) for t in dict.fromkeys(lengths))]
+        same, count, d = [], 0, self.words.shape[1]
+        for t, texts in groupby(map(len, ids)):
+            same.append((count, len(list(texts)), t))
+            count += same[-1][1] * t
         # oneDNN keeps a kernel, a megabyte of it, for every number of rows it has seen; so there are few.
         padded = max(8, 1 << (count - 1).bit_length()) if count <= 512 else -(-count // 512) * 512
-        places = torch.cat([torch.arange(t) for t in lengths]).to(self.words.device)
+        places = torch.cat([torch.arange(t).repeat(n) for _, n, t in same]).to(self.words.device)
         x = self.words.new_zeros(padded, d)
         x[:count] = self.words[torch.tensor(list(chain.from_iterable(ids)), device=x.device)] + self.places[places]
         x = F.layer_norm(x, (d,), *self.norm, 1e-12)

@@ -198,7 +198,7 @@ def test_clip_encode_equals_open_clip(clip, clip_model, clip_pixels):
         reference = clip_model.encode_image(clip_pixels, normalize=True)
     rows = clip.encode(clip_pixels)
     assert rows.shape == (3, 512) and rows.dtype == torch.float32 and clip.dim == 512
-    assert (rows - reference).abs().max() < 1e-4
+    assert (rows - reference).abs().max() < 1e-5
     assert rows.std(dim=0).mean() > 1e-3  # not one constant row for all
 
 
