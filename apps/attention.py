@@ -41,7 +41,13 @@ def panels(image, texts, scores, maps, path):
     axes[0].set_xlabel("the picture")
     for axis, text, score, heat in zip(axes[1:], texts, scores.tolist(), maps):
         axis.imshow(grey)
-        shown = axis.imshow(heat, cmap="RdBu_r", vmin=-top, vmax=top, alpha=(1.5 * heat.abs().nan_to_num() / top).clamp(0, 0.8))
+        shown = axis.imshow(
+            heat,
+            cmap="RdBu_r",
+            vmin=-top,
+            vmax=top,
+            alpha=(1.5 * heat.abs().nan_to_num() / top).clamp(0, 0.8),
+        )
         axis.set_xlabel(f"{textwrap.fill(text, 44)}\n{score:.4f}", parse_math=False)
     for axis in axes:
         axis.imshow(unseen, cmap="gray", vmin=0, vmax=1, alpha=0.85)
@@ -75,8 +81,12 @@ def judge(heat, boxes, text):
     the text, and whether its mean is highest in the boxes of the text; the second is None where there is nothing to confuse."""
     pointed = bool(inside(boxes[text], heat).flatten()[heat.nan_to_num(-math.inf).argmax()])
     means = {other: float(heat[inside(places, heat)].nanmean()) for other, places in boxes.items()}
-    rivals = [mean for other, mean in means.items() if other != text and not math.isnan(mean)]  # NaN: what was cut off competes with nobody
-    return pointed, all(means[text] > mean for mean in rivals) and not math.isnan(means[text]) if len(boxes) > 1 else None
+    rivals = [
+        mean for other, mean in means.items() if other != text and not math.isnan(mean)
+    ]  # NaN: what was cut off competes with nobody
+    return pointed, all(means[text] > mean for mean in rivals) and not math.isnan(means[text]) if len(
+        boxes
+    ) > 1 else None
 
 
 def rank_correlation(a, b):
@@ -114,22 +124,33 @@ def pointing(models, boxes, folder, method="gradients", quiet=False):
     for n, name in enumerate(tqdm(names, unit="image", disable=quiet)):
         image, texts = open_image(image_path(folder, name)), list(boxes[name])
         # Asked of what the next picture shows and this one does not, a map that is led by the text has to go astray.
-        other = [text for later in names[n + 1 :] + names[:n] for text in boxes[later] if text not in texts][:1]
+        other = [text for later in names[n + 1 :] + names[:n] for text in boxes[later] if text not in texts][
+            :1
+        ]
         own = explain(models[THIS], image, texts + other, method)[1]
         own, astray = own[: len(texts)], own[len(texts) :]  # (C, H, W), (1 or 0, H, W)
         height, width = own.shape[1:]
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        maps = {"random point": torch.rand(own.shape, generator=generator) + 0 * own, "centre": -(x**2) - y**2 + 0 * own}  # NaN stays NaN
+        maps = {
+            "random point": torch.rand(own.shape, generator=generator) + 0 * own,
+            "centre": -(x**2) - y**2 + 0 * own,
+        }  # NaN stays NaN
         maps |= {row: explain(model, image, texts, method)[1] for row, model in models.items() if row != THIS}
         maps |= ({"another text": astray.expand_as(own)} if other else {}) | {THIS: own}
-        scaled = {text: [[side * width / image.width for side in box] for box in places] for text, places in boxes[name].items()}
+        scaled = {
+            text: [[side * width / image.width for side in box] for box in places]
+            for text, places in boxes[name].items()
+        }
         for row, heats in maps.items():
             hits = [judge(heat, scaled, text) for heat, text in zip(heats, texts)]
             pointed, found, alike = told.setdefault(row, ([], [], []))
             pointed.append([hit for hit, _ in hits])
             found.append([hit for _, hit in hits if hit is not None])
             alike += [rank_correlation(a, b) for a, b in zip(heats, own)]
-    return {row: (interval(pointed), interval(found), sum(alike) / len(alike)) for row, (pointed, found, alike) in told.items()}
+    return {
+        row: (interval(pointed), interval(found), sum(alike) / len(alike))
+        for row, (pointed, found, alike) in told.items()
+    }
 
 
 def read_boxes(path):
@@ -137,11 +158,17 @@ def read_boxes(path):
     try:
         boxes = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
-        raise ValueError(f"{path}: not JSON in UTF-8 ({error}); python -m apps.draw_archive --boxes writes such a file") from None
+        raise ValueError(
+            f"{path}: not JSON in UTF-8 ({error}); python -m apps.draw_archive --boxes writes such a file"
+        ) from None
     for name, texts in boxes.items() if isinstance(boxes, dict) else [("the whole", boxes)]:
         places = list(texts.values()) if isinstance(texts, dict) else []
-        if not places or not all(isinstance(place, list) and place and all(map(_is_box, place)) for place in places):
-            raise ValueError(f'{path}: {name}: {str(texts)[:80]}: expected {{"image.jpg": {{"a dog": [[x0, y0, x1, y1], ...]}}}} in pixels')
+        if not places or not all(
+            isinstance(place, list) and place and all(map(_is_box, place)) for place in places
+        ):
+            raise ValueError(
+                f'{path}: {name}: {str(texts)[:80]}: expected {{"image.jpg": {{"a dog": [[x0, y0, x1, y1], ...]}}}} in pixels'
+            )
     return boxes
 
 
@@ -157,7 +184,9 @@ def game(args, model):
     recipe, trained_on = model.state["recipe"], set(model.state["trained_on"])
     boxes = {name: texts for name, texts in read_boxes(args.pointing).items() if name not in trained_on}
     if not boxes:
-        raise ValueError(f"{args.pointing}: none of its images is held out; {args.run} was trained on all of them")
+        raise ValueError(
+            f"{args.pointing}: none of its images is held out; {args.run} was trained on all of them"
+        )
     folder = Path(args.images or recipe["images"])
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images; name yours with --images DIR")
@@ -171,7 +200,9 @@ def game(args, model):
         tower.fast = copy.deepcopy(tower.network).to(tower.dtype)  # which encode runs
     rows = pointing(models | {THIS: model}, boxes, folder, args.method, args.quiet)
     asked = sum(map(len, boxes.values()))
-    print(f"{args.pointing}: {len(boxes)} held-out images, {asked} texts; {model.vision.name}, {args.run}, {args.method}")
+    print(
+        f"{args.pointing}: {len(boxes)} held-out images, {asked} texts; {model.vision.name}, {args.run}, {args.method}"
+    )
     print(f"{'':30} | highest point on the thing, % | named thing the hottest, % | rank correlation")
     for row, (pointed, found, alike) in rows.items():
         cells = [f"{percent:8.1f} ({low:5.1f} - {high:5.1f})" for percent, low, high in (pointed, found)]
@@ -193,15 +224,33 @@ def picture(args, model):
 
 def parse(argv):
     """The command line; a PNG that would be written over the image is refused."""
-    p = argparse.ArgumentParser("python -m apps.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        "python -m apps.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("image", nargs="?", metavar="IMAGE", help="image file")
     p.add_argument("texts", nargs="*", metavar="TEXT", help="what to look for; a panel each")
     p.add_argument("--out", default="attention.png", help="PNG to write (default %(default)s)", metavar="PNG")
-    p.add_argument("--method", choices=("gradients", "occlusion"), default="gradients", help="occlusion: slow, and for every tower "
-                   "(default %(default)s)")  # fmt: skip
-    p.add_argument("--pointing", metavar="JSON", help="play the pointing game over the held-out images of this file of boxes in pixels")
-    p.add_argument("--images", metavar="DIR", help="folder of the images of --pointing (default: the one the run was trained on)")
-    p.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
+    p.add_argument(
+        "--method",
+        choices=("gradients", "occlusion"),
+        default="gradients",
+        help="occlusion: slow, and for every tower (default %(default)s)",
+    )
+    p.add_argument(
+        "--pointing",
+        metavar="JSON",
+        help="play the pointing game over the held-out images of this file of boxes in pixels",
+    )
+    p.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the images of --pointing (default: the one the run was trained on)",
+    )
+    p.add_argument(
+        "--run",
+        default="runs/default",
+        help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     p.add_argument("--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bar")
     args = p.parse_args(argv)

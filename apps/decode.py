@@ -1,9 +1,9 @@
 """Words for an image: the nearest training captions, and a small decoder that writes one of its own.
 
-    python -m apps.decode train                                       learn to write, from the run's captions alone
-    python -m apps.decode caption photo.jpg photos                    images or folders of them
-    python -m apps.decode caption photo.jpg --llm NAME                a language model makes one sentence of them
-    python -m apps.decode score --csv caption.csv --held-out          BLEU-4 and CIDEr-D with 95 % intervals
+python -m apps.decode train                                       learn to write, from the run's captions alone
+python -m apps.decode caption photo.jpg photos                    images or folders of them
+python -m apps.decode caption photo.jpg --llm NAME                a language model makes one sentence of them
+python -m apps.decode score --csv caption.csv --held-out          BLEU-4 and CIDEr-D with 95 % intervals
 """
 
 import argparse
@@ -36,39 +36,109 @@ One caption: A climber hangs from a rock face.
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser("python -m apps.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        "python -m apps.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flag = argparse.BooleanOptionalAction
     every = argparse.ArgumentParser(add_help=False)
-    every.add_argument("--run", default="runs/default", help="run folder of train.py, holds the decoder (default %(default)s)")
-    every.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the towers' outputs (default %(default)s)")
+    every.add_argument(
+        "--run",
+        default="runs/default",
+        help="run folder of train.py, holds the decoder (default %(default)s)",
+    )
+    every.add_argument(
+        "--cache",
+        default=".cache/features.sqlite",
+        help="file that keeps the towers' outputs (default %(default)s)",
+    )
     every.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     every.add_argument("--quiet", action=flag, default=False, help="no progress bars")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    t = commands.add_parser("train", parents=[every], help="train a decoder on the captions the run was trained on, no image needed")
-    t.add_argument("--epochs", type=int, default=6, help="passes over the captions; never under 300 steps (default %(default)s)")
+    t = commands.add_parser(
+        "train",
+        parents=[every],
+        help="train a decoder on the captions the run was trained on, no image needed",
+    )
+    t.add_argument(
+        "--epochs",
+        type=int,
+        default=6,
+        help="passes over the captions; never under 300 steps (default %(default)s)",
+    )
     t.add_argument("--batch-size", type=int, default=64, help="captions a step (default %(default)s)")
     t.add_argument("--lr", type=float, default=1.5e-3, help="AdamW learning rate (default %(default)s)")
-    t.add_argument("--width", type=int, default=192, help="of the transformer, a multiple of 4 (default %(default)s)")
+    t.add_argument(
+        "--width", type=int, default=192, help="of the transformer, a multiple of 4 (default %(default)s)"
+    )
     t.add_argument("--layers", type=int, default=3, help="of the transformer (default %(default)s)")
-    t.add_argument("--dropout", type=float, default=0.1, help="share of units dropped in training, 0 to 1 (default %(default)s)")
-    t.add_argument("--vocab", type=int, default=3000, help="tokens of the vocabulary at most, 257 or more (default %(default)s)")
-    t.add_argument("--noise", type=float, default=2.0, help="largest norm of the noise on an embedding of norm 1 (default %(default)s)")
-    t.add_argument("--temperature", type=float, default=0.03, help="of the projection onto the captions, in cosine (default %(default)s)")
-    t.add_argument("--seed", type=int, default=0, help="of weights, order, noise and dropout (default %(default)s)")
+    t.add_argument(
+        "--dropout",
+        type=float,
+        default=0.1,
+        help="share of units dropped in training, 0 to 1 (default %(default)s)",
+    )
+    t.add_argument(
+        "--vocab",
+        type=int,
+        default=3000,
+        help="tokens of the vocabulary at most, 257 or more (default %(default)s)",
+    )
+    t.add_argument(
+        "--noise",
+        type=float,
+        default=2.0,
+        help="largest norm of the noise on an embedding of norm 1 (default %(default)s)",
+    )
+    t.add_argument(
+        "--temperature",
+        type=float,
+        default=0.03,
+        help="of the projection onto the captions, in cosine (default %(default)s)",
+    )
+    t.add_argument(
+        "--seed", type=int, default=0, help="of weights, order, noise and dropout (default %(default)s)"
+    )
     c = commands.add_parser("caption", parents=[every], help="words for images")
     c.add_argument("image", nargs="+", help="image files or folders of them", metavar="IMAGE")
-    c.add_argument("--nearest", type=int, default=3, help="how many of the nearest training captions to show (default %(default)s)")
-    c.add_argument("--llm", help="causal language model (Hugging Face name or folder): makes one caption of the nearest", metavar="NAME")
+    c.add_argument(
+        "--nearest",
+        type=int,
+        default=3,
+        help="how many of the nearest training captions to show (default %(default)s)",
+    )
+    c.add_argument(
+        "--llm",
+        help="causal language model (Hugging Face name or folder): makes one caption of the nearest",
+        metavar="NAME",
+    )
     s = commands.add_parser("score", parents=[every], help="BLEU-4 and CIDEr-D over a captions file")
     s.add_argument("--csv", required=True, help="captions file with several captions an image")
-    s.add_argument("--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR")
-    s.add_argument("--image-column", default="image_name", help="name of the CSV's column of image names (default %(default)s)")
-    s.add_argument("--caption-column", default="comment", help="name of the CSV's column of captions (default %(default)s)")
-    s.add_argument("--held-out", action=flag, default=False, help="leave out the images the run was trained on")
-    s.add_argument("--skip-bad", action=flag, default=False, help="leave out images and lines that can't be used")
-    s.add_argument("--seed", type=int, default=0, help="of the random captions and the bootstrap (default %(default)s)")
+    s.add_argument(
+        "--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR"
+    )
+    s.add_argument(
+        "--image-column",
+        default="image_name",
+        help="name of the CSV's column of image names (default %(default)s)",
+    )
+    s.add_argument(
+        "--caption-column",
+        default="comment",
+        help="name of the CSV's column of captions (default %(default)s)",
+    )
+    s.add_argument(
+        "--held-out", action=flag, default=False, help="leave out the images the run was trained on"
+    )
+    s.add_argument(
+        "--skip-bad", action=flag, default=False, help="leave out images and lines that can't be used"
+    )
+    s.add_argument(
+        "--seed", type=int, default=0, help="of the random captions and the bootstrap (default %(default)s)"
+    )
     for command in (c, s):
-        command.add_argument("--beams", type=int, default=3, help="of the decoder's beam search (default %(default)s)")
+        command.add_argument(
+            "--beams", type=int, default=3, help="of the decoder's beam search (default %(default)s)"
+        )
     return p.parse_args(argv)
 
 
@@ -82,11 +152,16 @@ def train(args, model):
     began = time.perf_counter()
     captions, embeddings = model.memory(args.cache)
     torch.manual_seed(args.seed)
-    shape = {name: getattr(args, name) for name in ("vocab", "width", "layers", "dropout", "temperature", "noise")}
+    shape = {
+        name: getattr(args, name) for name in ("vocab", "width", "layers", "dropout", "temperature", "noise")
+    }
     decoder = Decoder.build(captions, embeddings, model.text.sha256, **shape).to(model.predictor.mean.device)
     folder, mean = Path(args.run, "decoder"), None
     size = sum(p.numel() for p in decoder.parameters())
-    print(f"{len(captions)} captions, {size / 1e6:.1f} million parameters, {decoder.config['vocab']} tokens", flush=True)
+    print(
+        f"{len(captions)} captions, {size / 1e6:.1f} million parameters, {decoder.config['vocab']} tokens",
+        flush=True,
+    )
     try:
         with tqdm(desc="decoder", unit="step", disable=args.quiet) as bar:
             for steps, loss in decoder.fit(captions, args.epochs, args.batch_size, args.lr):
@@ -99,7 +174,9 @@ def train(args, model):
         kept = "the decoder that was there is kept" if folder.exists() else "nothing was saved"
         print(f"\ndecode: interrupted; {kept}", file=sys.stderr)
         return 130
-    print(f"{folder}: {steps} steps in {time.perf_counter() - began:.0f} s, loss {mean:.3f} (nats a token, with noise and dropout)")
+    print(
+        f"{folder}: {steps} steps in {time.perf_counter() - began:.0f} s, loss {mean:.3f} (nats a token, with noise and dropout)"
+    )
     return 0
 
 
@@ -109,8 +186,10 @@ def load_decoder(args, model):
 
     folder = Path(args.run, "decoder")
     if not folder.exists():
-        print(f"decode: no decoder in {folder}, so captions are found and none is written; python -m apps.decode train --run {args.run}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"decode: no decoder in {folder}, so captions are found and none is written; python -m apps.decode train --run {args.run}",
+            file=sys.stderr,
+        )
         return None
     return Decoder.load(folder, model.predictor.mean.device, model.text.sha256)
 
@@ -128,7 +207,11 @@ def consensus(predicted, memory, neighbours=NEIGHBOURS):
 
 def expand(paths):
     """Files as they are, folders as the files in them, sorted."""
-    files = [f for path in map(Path, paths) for f in (sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path])]
+    files = [
+        f
+        for path in map(Path, paths)
+        for f in (sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path])
+    ]
     if not files:
         raise ValueError(f"{', '.join(map(str, paths))}: no files in it")
     return files
@@ -143,16 +226,29 @@ def load_llm(name, device):
 
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    network = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False).to(device).eval()
+    network = (
+        AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        .to(device)
+        .eval()
+    )
 
     @torch.no_grad()
     def rewrite(captions):
         """One sentence made of the nearest captions."""
         if tokenizer.chat_template:
-            talk = [dict(role="user", content=f"{INSTRUCTION}\n\n" + "\n".join(f"- {caption}" for caption in captions))]
-            inputs = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            talk = [
+                dict(
+                    role="user",
+                    content=f"{INSTRUCTION}\n\n" + "\n".join(f"- {caption}" for caption in captions),
+                )
+            ]
+            inputs = tokenizer.apply_chat_template(
+                talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
         else:
-            inputs = tokenizer(f"{EXAMPLES}Captions: {' | '.join(captions)}\nOne caption:", return_tensors="pt")
+            inputs = tokenizer(
+                f"{EXAMPLES}Captions: {' | '.join(captions)}\nOne caption:", return_tensors="pt"
+            )
         inputs = {key: inputs[key].to(device) for key in ("input_ids", "attention_mask")}
         end = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         tokens = network.generate(**inputs, max_new_tokens=60, do_sample=False, pad_token_id=end)
@@ -203,13 +299,23 @@ def counts(written, references):
     from pycocoevalcap.cider.cider import Cider
 
     if len(references) < 2:
-        raise ValueError(f"{len(references)} images; CIDEr weighs words by how few images they stand for, so it needs two or more")
-    written, references = [words(text) for text in written], [[words(text) for text in texts] for texts in references]
+        raise ValueError(
+            f"{len(references)} images; CIDEr weighs words by how few images they stand for, so it needs two or more"
+        )
+    written, references = (
+        [words(text) for text in written],
+        [[words(text) for text in texts] for texts in references],
+    )
     bleu = BleuScorer(n=4)
     for text, texts in zip(written, references):
         bleu += (text, texts)
-    rows = [[*c["correct"], *c["guess"], c["testlen"], min((abs(r - c["testlen"]), r) for r in c["reflen"])[1]] for c in bleu.ctest]
-    _, cider = Cider().compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(written)})
+    rows = [
+        [*c["correct"], *c["guess"], c["testlen"], min((abs(r - c["testlen"]), r) for r in c["reflen"])[1]]
+        for c in bleu.ctest
+    ]
+    _, cider = Cider().compute_score(
+        dict(enumerate(references)), {i: [text] for i, text in enumerate(written)}
+    )
     return np.array(rows, float), cider
 
 
@@ -226,7 +332,9 @@ def intervals(rows, cider, seed=0):
     """[(value, lower, upper)] of BLEU-4 and CIDEr-D in percent, with the 95 % interval of a bootstrap over images."""
     import numpy as np
 
-    weights = np.random.default_rng(seed).multinomial(len(cider), np.full(len(cider), 1 / len(cider)), RESAMPLES)  # (R, N)
+    weights = np.random.default_rng(seed).multinomial(
+        len(cider), np.full(len(cider), 1 / len(cider)), RESAMPLES
+    )  # (R, N)
     both = ((bleu4(rows.sum(0)), bleu4(weights @ rows)), (cider.mean(), weights @ cider / len(cider)))
     return [(100 * value, *(100 * np.quantile(sample, (0.025, 0.975)))) for value, sample in both]
 
@@ -237,22 +345,30 @@ def score(args, model):
     from models.features import encode_archive
 
     trained_on, recipe = set(model.state["trained_on"]), model.state["recipe"]
-    dataset = VisionTextDataset(args.csv, None, args.images or recipe["images"], args.image_column, args.caption_column, args.skip_bad)
+    dataset = VisionTextDataset(
+        args.csv, None, args.images or recipe["images"], args.image_column, args.caption_column, args.skip_bad
+    )
     seen = len(trained_on & set(dataset.image_names))
     if args.held_out:
         dataset.keep(set(dataset.image_names) - trained_on)
     elif seen:
-        print(f"note: {seen} of these {len(dataset.image_names)} images were trained on, which flatters; add --held-out to leave them out")
+        print(
+            f"note: {seen} of these {len(dataset.image_names)} images were trained on, which flatters; add --held-out to leave them out"
+        )
     decoder = load_decoder(args, model)
     captions, memory = model.memory(args.cache)
-    predicted = model.predict(encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet).image).cpu()  # (N, Dt)
+    predicted = model.predict(
+        encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet).image
+    ).cpu()  # (N, Dt)
     references = [[] for _ in dataset.image_names]
     for text, image in zip(dataset.captions, dataset.image_of):
         references[image].append(text)
     draw = random.Random(args.seed)
-    texts = {"a random training caption": [draw.choice(captions) for _ in references],
-             "nearest training caption": [captions[i] for i in (predicted @ memory.T).argmax(1)],
-             f"consensus of the {NEIGHBOURS} nearest": [captions[i] for i in consensus(predicted, memory)]}  # fmt: skip
+    texts = {
+        "a random training caption": [draw.choice(captions) for _ in references],
+        "nearest training caption": [captions[i] for i in (predicted @ memory.T).argmax(1)],
+        f"consensus of the {NEIGHBOURS} nearest": [captions[i] for i in consensus(predicted, memory)],
+    }
     began = time.perf_counter()
     if decoder:
         texts["decoder"] = decoder.write(predicted, args.beams)
@@ -263,18 +379,26 @@ def score(args, model):
         fewer = f"a person ({min(map(len, several)) - 1} references)"
         results[fewer] = counts([r[0] for r in several], [r[1:] for r in several])
 
-    print(f"{args.csv}: {len(references)} images, {len(dataset.captions)} captions; {args.run}, {len(captions)} training captions")
+    print(
+        f"{args.csv}: {len(references)} images, {len(dataset.captions)} captions; {args.run}, {len(captions)} training captions"
+    )
     print(f"{'':34} BLEU-4   95 % interval   CIDEr-D   95 % interval")
 
     def line(name, rows, cider):
         (b, *b_range), (c, *c_range) = intervals(rows, cider, args.seed)
-        print(f"{name:34} {b:6.1f}   {b_range[0]:5.1f} - {b_range[1]:5.1f}   {c:7.1f}   {c_range[0]:5.1f} - {c_range[1]:5.1f}")
+        print(
+            f"{name:34} {b:6.1f}   {b_range[0]:5.1f} - {b_range[1]:5.1f}   {c:7.1f}   {c_range[0]:5.1f} - {c_range[1]:5.1f}"
+        )
 
     for name, (rows, cider) in results.items():
         line(name, rows, cider)
     if decoder:
-        gain = intervals(results["decoder"][0], results["decoder"][1] - results["nearest training caption"][1], args.seed)[1]
-        print(f"decoder minus nearest caption: CIDEr-D {gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f}); written in {seconds:.0f} s")
+        gain = intervals(
+            results["decoder"][0], results["decoder"][1] - results["nearest training caption"][1], args.seed
+        )[1]
+        print(
+            f"decoder minus nearest caption: CIDEr-D {gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f}); written in {seconds:.0f} s"
+        )
     print("published, other data sets (COCO; Flickr30k), CLIP's towers, another tokeniser: BLEU-4 / CIDEr")
     for name, figures in PUBLISHED.items():
         print(f"  {name:32} " + ";   ".join(f"{b:5.1f} / {c:5.1f}" for b, c in figures))
@@ -285,7 +409,9 @@ def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
-        for name, least in dict(epochs=0, batch_size=1, width=4, layers=1, vocab=257, beams=1, nearest=0).items():
+        for name, least in dict(
+            epochs=0, batch_size=1, width=4, layers=1, vocab=257, beams=1, nearest=0
+        ).items():
             if getattr(args, name, least) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give {least} or more")
 

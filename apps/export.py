@@ -22,16 +22,48 @@ LIMIT = 1e-4  # largest difference of an embedding's element between torch and O
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser("python -m apps.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
-    p.add_argument("--out", type=Path, default="model.onnx", metavar="FILE",
-                   help="the float32 file, written over; int8 goes to FILE with .int8.onnx (default %(default)s)")  # fmt: skip
-    p.add_argument("--csv", help="captions file of the comparison (default: the run's own, its held-out images)")
-    p.add_argument("--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR")
-    p.add_argument("--image-column", default="image_name", help="name of the CSV's column of image names (default %(default)s)")
-    p.add_argument("--caption-column", default="comment", help="name of the CSV's column of captions (default %(default)s)")
-    p.add_argument("--repeats", type=int, default=7, help="runs that milliseconds are the median of (default %(default)s)")
-    p.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the captions' embeddings (default %(default)s)")
+    p = argparse.ArgumentParser(
+        "python -m apps.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--run",
+        default="runs/default",
+        help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default="model.onnx",
+        metavar="FILE",
+        help="the float32 file, written over; int8 goes to FILE with .int8.onnx (default %(default)s)",
+    )
+    p.add_argument(
+        "--csv", help="captions file of the comparison (default: the run's own, its held-out images)"
+    )
+    p.add_argument(
+        "--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR"
+    )
+    p.add_argument(
+        "--image-column",
+        default="image_name",
+        help="name of the CSV's column of image names (default %(default)s)",
+    )
+    p.add_argument(
+        "--caption-column",
+        default="comment",
+        help="name of the CSV's column of captions (default %(default)s)",
+    )
+    p.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        help="runs that milliseconds are the median of (default %(default)s)",
+    )
+    p.add_argument(
+        "--cache",
+        default=".cache/features.sqlite",
+        help="file that keeps the captions' embeddings (default %(default)s)",
+    )
     p.add_argument("--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars")
     args = p.parse_args(argv)
     if args.out.suffix != ".onnx":
@@ -64,9 +96,13 @@ def whole(model):
             for part, tower, x in zip(parts, self.towers, each):
                 x = x.view(-1, 3, part.size, part.size)  # (B, 3, S, S)
                 # FoldedLite's forward goes four images at a time, which would fix the batch size.
-                rows.append(F.normalize(tower.pooled(x) if isinstance(tower, FoldedLite) else tower(x), dim=-1))
+                rows.append(
+                    F.normalize(tower.pooled(x) if isinstance(tower, FoldedLite) else tower(x), dim=-1)
+                )
             features = torch.cat(rows, dim=1) / len(rows) ** 0.5  # (B, Dv)
-            return self.predictor(features[:, None])[:, 0]  # (B, Dt); 3-D, since rows would go to oneDNN's product
+            return self.predictor(features[:, None])[
+                :, 0
+            ]  # (B, Dt); 3-D, since rows would go to oneDNN's product
 
     return Whole().eval()
 
@@ -87,12 +123,23 @@ def facts(model):
     from models.vljepa import PUBLIC
 
     parameters = model.predictor.state_dict()
-    digest = hashlib.sha256(b"".join(name.encode() + value.cpu().numpy().tobytes() for name, value in parameters.items())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(name.encode() + value.cpu().numpy().tobytes() for name, value in parameters.items())
+    ).hexdigest()
     recipe = {key: value for key, value in model.state["recipe"].items() if key not in LOCAL}
-    recipe |= {key: Path(model.state["recipe"][key]).name for key in ("csv", "images", "run") if key in model.state["recipe"]}
+    recipe |= {
+        key: Path(model.state["recipe"][key]).name
+        for key in ("csv", "images", "run")
+        if key in model.state["recipe"]
+    }
     state = {key: value for key, value in model.state.items() if key in PUBLIC}
-    preprocess = [{key: part.spec[key] for key in ("size", "mean", "std", "resize")} for part in model.vision.parts or [model.vision]]
-    return dict(preprocess=preprocess, state=state | dict(recipe=recipe, trained_on=[], predictor_sha256=digest))
+    preprocess = [
+        {key: part.spec[key] for key in ("size", "mean", "std", "resize")}
+        for part in model.vision.parts or [model.vision]
+    ]
+    return dict(
+        preprocess=preprocess, state=state | dict(recipe=recipe, trained_on=[], predictor_sha256=digest)
+    )
 
 
 def to_onnx(model, path):
@@ -104,15 +151,26 @@ def to_onnx(model, path):
     network, known = whole(model), facts(model)
     size = sum(4 * p.numel() for p in network.state_dict().values())
     if size > 0.95 * LARGEST:
-        raise ValueError(f"{model.vision.name}: {size / 1e9:.1f} GB of weights, and an ONNX file holds 2; take a run with a smaller tower")
+        raise ValueError(
+            f"{model.vision.name}: {size / 1e9:.1f} GB of weights, and an ONNX file holds 2; take a run with a smaller tower"
+        )
     # Under a gradient the towers take torch's plain operations and not oneDNN's fused ones, for which ONNX has no word.
     pixels = noise(model, 2).requires_grad_()
     try:
-        program = torch.onnx.export(network, (pixels,), dynamo=True, dynamic_shapes=({0: "batch"},), input_names=["pixels"],
-                                    output_names=["embedding"], verbose=False)  # fmt: skip
+        program = torch.onnx.export(
+            network,
+            (pixels,),
+            dynamo=True,
+            dynamic_shapes=({0: "batch"},),
+            input_names=["pixels"],
+            output_names=["embedding"],
+            verbose=False,
+        )
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(f"image tower {model.vision.name} can't be exported by torch {torch.__version__}: {reason}") from None
+        raise ValueError(
+            f"image tower {model.vision.name} can't be exported by torch {torch.__version__}: {reason}"
+        ) from None
     save(program.model_proto, path, known)
 
 
@@ -122,7 +180,9 @@ def save(proto, path, known):
 
     from models.exported import FORMAT
 
-    onnx.helper.set_model_props(proto, {"format": FORMAT} | {key: json.dumps(value) for key, value in known.items()})
+    onnx.helper.set_model_props(
+        proto, {"format": FORMAT} | {key: json.dumps(value) for key, value in known.items()}
+    )
     g = proto.graph
     for part in (g, *g.node, *g.input, *g.output, *g.initializer, *g.value_info):
         part.ClearField("metadata_props")
@@ -143,7 +203,9 @@ def quantise(path, out, known):
 
     prepared = out.with_suffix(".prepared")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)  # the quantiser asks for it
-    quantize_dynamic(prepared, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True)
+    quantize_dynamic(
+        prepared, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True
+    )
     save(onnx.load(out), out, known)
 
 
@@ -152,13 +214,17 @@ def check(model, exported, out):
     import torch
 
     parts = model.vision.parts or [model.vision]
-    limit = 1e-2 if torch.bfloat16 in [part.dtype for part in parts] else LIMIT  # a bfloat16 tower is exported in float32
+    limit = (
+        1e-2 if torch.bfloat16 in [part.dtype for part in parts] else LIMIT
+    )  # a bfloat16 tower is exported in float32
     pixels = noise(model, 3)
     mine, theirs = model.encode_image(pixels), exported.encode_image(pixels)  # (3, Dt)
     difference, cosine = (mine - theirs).abs().max().item(), (mine * theirs).sum(1).min().item()
     if not difference <= limit:
-        raise ValueError(f"{out}: not written, since ONNX Runtime's embeddings differ from torch's by {difference:.2g} (limit {limit:g}, "
-                         f"lowest cosine {cosine:.5f}); try other versions of torch and onnxruntime")  # fmt: skip
+        raise ValueError(
+            f"{out}: not written, since ONNX Runtime's embeddings differ from torch's by {difference:.2g} (limit {limit:g}, "
+            f"lowest cosine {cosine:.5f}); try other versions of torch and onnxruntime"
+        )
     return difference
 
 
@@ -172,11 +238,15 @@ def images_of(args, model):
         csv, columns = recipe["csv"], (recipe["image_column"], recipe["caption_column"])
         if not trained_on or not Path(csv).is_file():
             return None, f"the images this run held out are not known here ({csv})"
-    dataset = VisionTextDataset(csv, model.vision.preprocess, args.images or recipe["images"], *columns, skip_bad=not args.csv)
+    dataset = VisionTextDataset(
+        csv, model.vision.preprocess, args.images or recipe["images"], *columns, skip_bad=not args.csv
+    )
     kept = set(dataset.image_names) - trained_on
     if len(kept) < 2:
         if args.csv:
-            raise ValueError(f"{csv}: {len(kept)} of its {len(dataset.image_names)} images were not trained on; give another --csv")
+            raise ValueError(
+                f"{csv}: {len(kept)} of its {len(dataset.image_names)} images were not trained on; give another --csv"
+            )
         return None, "this run held no images out"
     dataset.keep(kept)
     return dataset, None
@@ -213,10 +283,15 @@ def difference(ranks, others, image_of, draws=1000, seed=0):
     edges, found = torch.tensor([0.025, 0.975], dtype=torch.double), {}
     for k in KS:
         to_image, to_text = ((b < k).double() - (a < k).double() for a, b in zip(ranks, others))
-        to_image = torch.zeros(n, dtype=torch.double).index_add(0, image_of, to_image)  # (N,): of its captions together
+        to_image = torch.zeros(n, dtype=torch.double).index_add(
+            0, image_of, to_image
+        )  # (N,): of its captions together
         for way, gain, queries in (("text", to_text, torch.ones_like(count)), ("image", to_image, count)):
             drawn = gain[draw].sum(1) / queries[draw].sum(1)  # (draws,)
-            found[f"{way}_retrieval_recall@{k}"] = ((gain.sum() / queries.sum()).item(), *drawn.quantile(edges).tolist())
+            found[f"{way}_retrieval_recall@{k}"] = (
+                (gain.sum() / queries.sum()).item(),
+                *drawn.quantile(edges).tolist(),
+            )
     return found
 
 
@@ -246,19 +321,33 @@ def compare(args, model, systems, sizes, dataset, why_not):
     line("", *systems)
     line("file, MB", *(f"{size / 1e6:.1f}" for size in sizes))
     for n in (1, 8):
-        line(f"ms an image, {n} at a time", *(f"{milliseconds(system, pixels[:n], args.repeats):.1f}" for system in systems.values()))
+        line(
+            f"ms an image, {n} at a time",
+            *(f"{milliseconds(system, pixels[:n], args.repeats):.1f}" for system in systems.values()),
+        )
     if dataset is None:
         print(f"no retrieval: {why_not}; give photographs with captions: --csv FILE --images DIR")
         return
     rows = embeddings(systems, dataset, args.quiet)  # each (N, Dt)
-    text, image_of = encode_captions(dataset.captions, model.text, args.cache, args.quiet), torch.tensor(dataset.image_of)
+    text, image_of = (
+        encode_captions(dataset.captions, model.text, args.cache, args.quiet),
+        torch.tensor(dataset.image_of),
+    )
     ranks = {name: metrics.ranks(predicted, text, image_of) for name, predicted in rows.items()}
     found = {name: metrics.summary(*rank) for name, rank in ranks.items()}
     change = difference(ranks["torch"], ranks["int8"], image_of)
-    line("cosine to torch, mean", *(f"{(predicted * rows['torch']).sum(1).mean():.5f}" for predicted in rows.values()))
-    line("cosine to torch, lowest", *(f"{(predicted * rows['torch']).sum(1).min():.5f}" for predicted in rows.values()))
-    print(f"{dataset.csv_path}: {len(image_of)} captions of {len(dataset.image_names)} images it was not trained on; "
-          "int8 - torch in points, with the 95 % interval of a paired bootstrap over images")  # fmt: skip
+    line(
+        "cosine to torch, mean",
+        *(f"{(predicted * rows['torch']).sum(1).mean():.5f}" for predicted in rows.values()),
+    )
+    line(
+        "cosine to torch, lowest",
+        *(f"{(predicted * rows['torch']).sum(1).min():.5f}" for predicted in rows.values()),
+    )
+    print(
+        f"{dataset.csv_path}: {len(image_of)} captions of {len(dataset.image_names)} images it was not trained on; "
+        "int8 - torch in points, with the 95 % interval of a paired bootstrap over images"
+    )
     for way, key in (("image to text", "text_retrieval_recall"), ("text to image", "image_retrieval_recall")):
         for k in metrics.KS:
             gain = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in change[f"{key}@{k}"]))

@@ -1,7 +1,7 @@
 """Pack a captions file and its images into WebDataset tars, for train.py --shards.
 
-    python -m apps.pack --out runs/drawn-{:05}.tar
-    python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
+python -m apps.pack --out runs/drawn-{:05}.tar
+python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
 """
 
 import argparse
@@ -41,9 +41,18 @@ def pack(dataset, out, per_shard):
 
 def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
-    p = argparse.ArgumentParser("python -m apps.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--csv", default="caption.csv", help="captions file, columns image_name,comment (default %(default)s)")
-    p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)", metavar="DIR")
+    p = argparse.ArgumentParser(
+        "python -m apps.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--csv", default="caption.csv", help="captions file, columns image_name,comment (default %(default)s)"
+    )
+    p.add_argument(
+        "--images",
+        default="my_image_archive",
+        help="folder of its images (default %(default)s)",
+        metavar="DIR",
+    )
     p.add_argument("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
     p.add_argument("--per-shard", type=int, default=500, help="images a tar (default %(default)s)")
     args = p.parse_args(argv)
@@ -51,7 +60,9 @@ def main(argv=None):
         p.error(f"--per-shard {args.per_shard}: give 1 or more")
     try:
         if args.out.format(0) == args.out.format(1):
-            raise ValueError(f"--out {args.out}: has no place for the number of the tar; write for example photos-{{:05}}.tar")
+            raise ValueError(
+                f"--out {args.out}: has no place for the number of the tar; write for example photos-{{:05}}.tar"
+            )
         from models.dataset import VisionTextDataset
 
         written = pack(VisionTextDataset(args.csv, None, args.images), args.out, args.per_shard)

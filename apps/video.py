@@ -40,47 +40,109 @@ def at_least(least):
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser("python -m apps.video", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        "python -m apps.video", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flag = argparse.BooleanOptionalAction
     run = argparse.ArgumentParser(add_help=False)
-    run.add_argument("--run", default="runs/default", help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)")
+    run.add_argument(
+        "--run",
+        default="runs/default",
+        help="run folder of train.py (its best.pt), or a checkpoint (default %(default)s)",
+    )
     look = argparse.ArgumentParser(add_help=False, parents=[run])
-    look.add_argument("--every", type=at_least(0.01), default=0.5, help="seconds from frame to frame (default %(default)s)", metavar="S")
-    look.add_argument("--change", type=at_least(0), default=CHANGE, help="how different two neighbouring segments are: Ward distance times "
-                      "the square root of --every (default %(default)s); less gives more segments")  # fmt: skip
+    look.add_argument(
+        "--every",
+        type=at_least(0.01),
+        default=0.5,
+        help="seconds from frame to frame (default %(default)s)",
+        metavar="S",
+    )
+    look.add_argument(
+        "--change",
+        type=at_least(0),
+        default=CHANGE,
+        help="how different two neighbouring segments are: Ward distance times "
+        "the square root of --every (default %(default)s); less gives more segments",
+    )
     look.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     look.add_argument("--quiet", action=flag, default=False, help="no progress bars")
     commands = p.add_subparsers(dest="command", required=True)
 
-    c = commands.add_parser("embed", parents=[look], help="one vector a film, and the frames' vectors and times, as safetensors")
+    c = commands.add_parser(
+        "embed", parents=[look], help="one vector a film, and the frames' vectors and times, as safetensors"
+    )
     c.add_argument("film", help="film file", metavar="FILM")
     c.add_argument("--out", required=True, help="file to write", metavar="FILE.safetensors")
 
     c = commands.add_parser("watch", parents=[look], help="words for a film's segments")
     c.add_argument("film", help="film file", metavar="FILM")
     how = c.add_mutually_exclusive_group()
-    how.add_argument("--segments", type=int, help="this many segments (default: as --change cuts)", metavar="N")
-    how.add_argument("--uniform", type=at_least(0.01), help="one segment every N seconds, whatever is shown", metavar="N")
-    how.add_argument("--stream", action=flag, default=False, help="decide as frames arrive, without looking ahead")
-    c.add_argument("--decode", choices=("mean", "middle"), default="mean", help="what is decoded: the segment's mean embedding, or that of "
-                   "its middle frame (default %(default)s)")  # fmt: skip
-    c.add_argument("--words", choices=("nearest", "decoder"), default="nearest", help="the nearest training caption, or a sentence of "
-                   "the decoder that apps.decode trains (default %(default)s)")  # fmt: skip
+    how.add_argument(
+        "--segments", type=int, help="this many segments (default: as --change cuts)", metavar="N"
+    )
+    how.add_argument(
+        "--uniform", type=at_least(0.01), help="one segment every N seconds, whatever is shown", metavar="N"
+    )
+    how.add_argument(
+        "--stream", action=flag, default=False, help="decide as frames arrive, without looking ahead"
+    )
+    c.add_argument(
+        "--decode",
+        choices=("mean", "middle"),
+        default="mean",
+        help="what is decoded: the segment's mean embedding, or that of "
+        "its middle frame (default %(default)s)",
+    )
+    c.add_argument(
+        "--words",
+        choices=("nearest", "decoder"),
+        default="nearest",
+        help="the nearest training caption, or a sentence of "
+        "the decoder that apps.decode trains (default %(default)s)",
+    )
     c.add_argument("--decoder", help="folder of that decoder (default: RUN/decoder)", metavar="DIR")
-    c.add_argument("--strip", help="draw the segments' middles with their words into this PNG", metavar="FILE.png")
-    c.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the captions' embeddings (default %(default)s)")
+    c.add_argument(
+        "--strip", help="draw the segments' middles with their words into this PNG", metavar="FILE.png"
+    )
+    c.add_argument(
+        "--cache",
+        default=".cache/features.sqlite",
+        help="file that keeps the captions' embeddings (default %(default)s)",
+    )
 
-    c = commands.add_parser("find", parents=[look], help="the moments of a film that a text describes, best first")
+    c = commands.add_parser(
+        "find", parents=[look], help="the moments of a film that a text describes, best first"
+    )
     c.add_argument("text", help="what to look for", metavar="TEXT")
     c.add_argument("film", help="film file", metavar="FILM")
-    c.add_argument("--count", type=int, default=12, help="moments to print at most (default %(default)s)", metavar="N")
+    c.add_argument(
+        "--count", type=int, default=12, help="moments to print at most (default %(default)s)", metavar="N"
+    )
 
-    c = commands.add_parser("demo", parents=[run], help="make a film of pictures the run was not trained on, and print what it shows")
-    c.add_argument("--out", default="runs/film.mp4", help="film to write (default %(default)s)", metavar="FILE.mp4")
+    c = commands.add_parser(
+        "demo",
+        parents=[run],
+        help="make a film of pictures the run was not trained on, and print what it shows",
+    )
+    c.add_argument(
+        "--out", default="runs/film.mp4", help="film to write (default %(default)s)", metavar="FILE.mp4"
+    )
     c.add_argument("--seconds", type=at_least(2), default=60.0, help="its length (default %(default)s)")
-    c.add_argument("--seed", type=int, default=0, help="chooses pictures, shots and camera (default %(default)s)")
-    c.add_argument("--csv", default="unique_caption.csv", help="captions file with image_name and comment (default %(default)s)")
-    c.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)", metavar="DIR")
+    c.add_argument(
+        "--seed", type=int, default=0, help="chooses pictures, shots and camera (default %(default)s)"
+    )
+    c.add_argument(
+        "--csv",
+        default="unique_caption.csv",
+        help="captions file with image_name and comment (default %(default)s)",
+    )
+    c.add_argument(
+        "--images",
+        default="my_image_archive",
+        help="folder of its images (default %(default)s)",
+        metavar="DIR",
+    )
     args = p.parse_args(argv)
     for name in ("segments", "count"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
@@ -157,7 +219,9 @@ def embed(args, model):
         os.replace(new, args.out)
     finally:
         new.unlink(missing_ok=True)
-    print(f"{args.out}: clip ({len(clip)},), frames {tuple(rows.shape)}, times ({len(times)},), one every {args.every:g} s")
+    print(
+        f"{args.out}: clip ({len(clip)},), frames {tuple(rows.shape)}, times ({len(times)},), one every {args.every:g} s"
+    )
 
 
 def film_end(args, last):
@@ -176,7 +240,9 @@ def watch(args, model):
     write, source = writer(args, model)
     print(f"{args.film}: a frame every {args.every:g} s; words: {source}")
     found, end = watch_stream(args, model, write) if args.stream else watch_whole(args, model, write)
-    print(f"decodes: {len(found)} in {end:.1f} s; one a second would be {math.ceil(end)}, {math.ceil(end) / len(found):.1f} times as many")
+    print(
+        f"decodes: {len(found)} in {end:.1f} s; one a second would be {math.ceil(end)}, {math.ceil(end) / len(found):.1f} times as many"
+    )
     if args.strip:
         strip(args, found)
 
@@ -192,7 +258,10 @@ def watch_whole(args, model, write):
         edges = cut(ward(rows)[0], args.segments) if args.segments else cut_by_change(rows, args)
     said = write(means(rows, edges) if args.decode == "mean" else rows[middles(edges)])
     starts, end = times[edges[:-1]].tolist(), film_end(args, times[-1].item())
-    found = [Segment(*at, *words) for *at, words in zip(starts, [*starts[1:], end], times[middles(edges)].tolist(), said)]
+    found = [
+        Segment(*at, *words)
+        for *at, words in zip(starts, [*starts[1:], end], times[middles(edges)].tolist(), said)
+    ]
     print(*map(line, found), sep="\n")
     return found, end
 
@@ -210,14 +279,21 @@ def watch_stream(args, model, write):
             times.append(time)
             yield row
 
-    for decode in stream(arriving(), args.change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every))):
+    for decode in stream(
+        arriving(), args.change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every))
+    ):
         said.append((decode, write(decode.row[None])[0]))
         print(line(Segment(times[decode.start], times[decode.now], 0, *said[-1][1])), flush=True)
     starts = [decode.start for decode, _ in said]
     spans, end = list(zip(starts, [*starts[1:], len(times)])), film_end(args, times[-1])
-    found = [Segment(times[a], (*times, end)[b], times[(a + b - 1) // 2], *words) for (a, b), (_, words) in zip(spans, said)]
+    found = [
+        Segment(times[a], (*times, end)[b], times[(a + b - 1) // 2], *words)
+        for (a, b), (_, words) in zip(spans, said)
+    ]
     waits = [times[decode.now] - times[decode.start] for decode, _ in said]
-    print(f"latency, from a segment's first frame to its words: median {statistics.median(waits):.1f} s, at most {max(waits):.1f} s")
+    print(
+        f"latency, from a segment's first frame to its words: median {statistics.median(waits):.1f} s, at most {max(waits):.1f} s"
+    )
     return found, end
 
 
@@ -246,13 +322,17 @@ def demo(args):
     names = sorted(set(captions) - set(state["trained_on"]))
     shots = plan(args.seconds, args.seed)
     if len(names) < len(shots):
-        raise ValueError(f"{args.csv}: {len(names)} images that {args.run} was not trained on, and {args.seconds:g} s take {len(shots)}; "
-                         "give --csv and --images of others, or a smaller --seconds")  # fmt: skip
+        raise ValueError(
+            f"{args.csv}: {len(names)} images that {args.run} was not trained on, and {args.seconds:g} s take {len(shots)}; "
+            "give --csv and --images of others, or a smaller --seconds"
+        )
     names = random.Random(args.seed).sample(names, len(shots))
     make(args.out, [open_image(image_path(args.images, name)) for name in names], shots)
     print(f"{args.out}: {args.seconds:g} s, {len(shots)} shots")
     for shot, name in zip(shots, names):
-        print(f"{shot.start:8.1f} - {shot.end:7.1f}  {'dissolve' if shot.dissolve else 'cut':8}  {name}  {captions[name]}")
+        print(
+            f"{shot.start:8.1f} - {shot.end:7.1f}  {'dissolve' if shot.dissolve else 'cut':8}  {name}  {captions[name]}"
+        )
 
 
 def strip(args, found):
@@ -269,7 +349,9 @@ def strip(args, found):
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    for axis, segment, (_, image) in zip(axes, found, frames(args.film, [segment.middle for segment in found])):
+    for axis, segment, (_, image) in zip(
+        axes, found, frames(args.film, [segment.middle for segment in found])
+    ):
         image.thumbnail((400, 400))
         axis.imshow(image)
         text = textwrap.shorten(segment.words.replace("$", r"\$"), 90, placeholder=" ...")

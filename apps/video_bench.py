@@ -22,30 +22,87 @@ from pathlib import Path
 
 import numpy as np
 
-BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 60, 120)  # decodes a minute; 120 is every frame of --every 0.5
+BUDGETS = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    15,
+    20,
+    30,
+    60,
+    120,
+)  # decodes a minute; 120 is every frame of --every 0.5
 REPORTED = (6, 8, 10, 12)  # budgets at which the saving is printed; the films change shot 8 times a minute
 SETTLE = 3.0  # seconds a streamed segment is watched before its words, as in apps.video
 DRAWS = 1000  # of the bootstrap over films
-CHANGES = tuple(0.3 * 1.12**i for i in range(28))  # thresholds of the streaming sweep, 0.3 to 6.4; units as apps.video's --change
+CHANGES = tuple(
+    0.3 * 1.12**i for i in range(28)
+)  # thresholds of the streaming sweep, 0.3 to 6.4; units as apps.video's --change
 METRICS = ((1, "CIDEr-D"), (2, "cosine"))  # where `measure` puts them
 UNIFORM = ("uniform, middle frame", "uniform, mean")
-SYSTEMS = (*UNIFORM, "selective, middle frame", "selective, mean", "selective, mean, own segment", "streaming", "streaming, own segment")
+SYSTEMS = (
+    *UNIFORM,
+    "selective, middle frame",
+    "selective, mean",
+    "selective, mean, own segment",
+    "streaming",
+    "streaming, own segment",
+)
 
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser("python -m apps.video_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--csv", default="caption.csv", help="captions file with image_name and comment (default %(default)s)")
-    p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)", metavar="DIR")
-    p.add_argument("--run", default="runs/default", help="run folder of train.py, or a checkpoint (default %(default)s)")
+    p = argparse.ArgumentParser(
+        "python -m apps.video_bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--csv", default="caption.csv", help="captions file with image_name and comment (default %(default)s)"
+    )
+    p.add_argument(
+        "--images",
+        default="my_image_archive",
+        help="folder of its images (default %(default)s)",
+        metavar="DIR",
+    )
+    p.add_argument(
+        "--run", default="runs/default", help="run folder of train.py, or a checkpoint (default %(default)s)"
+    )
     p.add_argument("--films", type=int, default=12, help="films to make (default %(default)s)", metavar="N")
-    p.add_argument("--minutes", type=float, default=2.0, help="length of each (default %(default)s)", metavar="MINUTES")
-    p.add_argument("--every", type=float, default=0.5, help="seconds from frame to frame (default %(default)s)", metavar="S")
-    p.add_argument("--words", choices=("nearest", "decoder"), default="nearest", help="nearest training caption, or RUN/decoder's sentence "
-                   "(default %(default)s)")  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="chooses photographs, shots, camera, bootstrap (default %(default)s)")
+    p.add_argument(
+        "--minutes", type=float, default=2.0, help="length of each (default %(default)s)", metavar="MINUTES"
+    )
+    p.add_argument(
+        "--every",
+        type=float,
+        default=0.5,
+        help="seconds from frame to frame (default %(default)s)",
+        metavar="S",
+    )
+    p.add_argument(
+        "--words",
+        choices=("nearest", "decoder"),
+        default="nearest",
+        help="nearest training caption, or RUN/decoder's sentence (default %(default)s)",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="chooses photographs, shots, camera, bootstrap (default %(default)s)",
+    )
     p.add_argument("--plot", help="draw quality against decodes into this PNG", metavar="FILE.png")
-    p.add_argument("--cache", default=".cache/features.sqlite", help="file that keeps the captions' embeddings (default %(default)s)")
+    p.add_argument(
+        "--cache",
+        default=".cache/features.sqlite",
+        help="file that keeps the captions' embeddings (default %(default)s)",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     p.add_argument("--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars")
     args = p.parse_args(argv)
@@ -69,7 +126,9 @@ def make_films(args, model, captions):
     random.Random(args.seed).shuffle(names)
     plans = [plan(60 * args.minutes, f"{args.seed}/{i}") for i in range(args.films)]
     if len(names) < sum(map(len, plans)):
-        raise ValueError(f"{args.csv}: {len(names)} images don't last for {args.films} films; give fewer --films or --minutes")
+        raise ValueError(
+            f"{args.csv}: {len(names)} images don't last for {args.films} films; give fewer --films or --minutes"
+        )
     films, unused = [], iter(names)
     with tempfile.TemporaryDirectory() as folder:
         for i, shots in enumerate(tqdm(plans, desc="films", unit="", disable=args.quiet)):
@@ -77,15 +136,21 @@ def make_films(args, model, captions):
             path = Path(folder, f"{i}.mp4")
             make(path, [open_image(image_path(args.images, name)) for name in used], shots)
             times, rows = zip(*embeddings(path, model.encode_image, args.every, quiet=True))
-            films.append((torch.stack(rows), [used[sum(time >= shot.end for shot in shots[:-1])] for time in times]))
-    print(f"{args.films} films of {args.minutes:g} min, {sum(map(len, plans))} shots, {sum(len(rows) for rows, _ in films)} frames")
+            films.append(
+                (torch.stack(rows), [used[sum(time >= shot.end for shot in shots[:-1])] for time in times])
+            )
+    print(
+        f"{args.films} films of {args.minutes:g} min, {sum(map(len, plans))} shots, {sum(len(rows) for rows, _ in films)} frames"
+    )
     return films
 
 
 def least_heights(args, heights):
     """For each budget the Ward distance that leaves this many boundaries in all films together; `heights` holds each film's."""
     pooled = sorted((height for film in heights for height in film.tolist()), reverse=True)
-    kept = [min(max(round(budget * args.minutes * args.films) - args.films, 0), len(pooled)) for budget in BUDGETS]
+    kept = [
+        min(max(round(budget * args.minutes * args.films) - args.films, 0), len(pooled)) for budget in BUDGETS
+    ]
     return [pooled[n - 1] if n else math.inf for n in kept]
 
 
@@ -102,15 +167,25 @@ def sweep(args, rows, tree, least):
     found, (order, heights) = defaultdict(list), tree
     for budget, height in zip(BUDGETS, least):
         even = segments.uniform(len(rows), min(max(round(budget * args.minutes), 1), len(rows)))
-        for name, edges in (("uniform", even), ("selective", segments.cut(order, 1 + int((heights >= height).sum())))):
+        for name, edges in (
+            ("uniform", even),
+            ("selective", segments.cut(order, 1 + int((heights >= height).sum()))),
+        ):
             means = segments.means(rows, edges)
             found[f"{name}, middle frame"].append((rows[segments.middles(edges)], nearest(edges), 0.0))
             found[f"{name}, mean"].append((means, nearest(edges), 0.0))
             if name == "selective":
-                found["selective, mean, own segment"].append((means, torch.repeat_interleave(edges.diff()), 0.0))
+                found["selective, mean, own segment"].append(
+                    (means, torch.repeat_interleave(edges.diff()), 0.0)
+                )
     for change in CHANGES:
-        decodes = list(segments.stream(rows, change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every))))
-        edges, said = torch.tensor([decode.start for decode in decodes] + [len(rows)]), torch.stack([decode.row for decode in decodes])
+        decodes = list(
+            segments.stream(rows, change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every)))
+        )
+        edges, said = (
+            torch.tensor([decode.start for decode in decodes] + [len(rows)]),
+            torch.stack([decode.row for decode in decodes]),
+        )
         wait = args.every * sum(decode.now - decode.start for decode in decodes) / len(decodes)
         found["streaming"].append((said, nearest(edges), wait))
         found["streaming, own segment"].append((said, torch.repeat_interleave(edges.diff()), wait))
@@ -125,7 +200,9 @@ def write(args, model, rows):
     if args.words == "decoder":
         from models.decoder import Decoder
 
-        texts = Decoder.load(Path(args.run, "decoder"), model.predictor.mean.device, model.text.sha256).write(distinct)
+        texts = Decoder.load(Path(args.run, "decoder"), model.predictor.mean.device, model.text.sha256).write(
+            distinct
+        )
     else:
         captions, memory = model.memory(args.cache)
         texts = [captions[i] for part in distinct.split(1024) for i in (part @ memory.T).argmax(1).tolist()]
@@ -151,7 +228,9 @@ def cider(pairs, captions):
     for i in range(0, len(pairs), len(references)):
         chunk = pairs[i : i + len(references)]
         scorer = CiderScorer()
-        for name, text in chunk + pairs[:1] * (len(references) - len(chunk)):  # as many as images: the scorer takes that for their number
+        for name, text in chunk + pairs[:1] * (
+            len(references) - len(chunk)
+        ):  # as many as images: the scorer takes that for their number
             scorer += (tokens(text), references[name])
         scorer.document_frequency = corpus.document_frequency
         scores |= zip(chunk, scorer.compute_cider())
@@ -175,13 +254,28 @@ def measure(args, model, films, captions):
     trees = [ward(rows) for rows, _ in films]
     least = least_heights(args, [heights for _, heights in trees])
     sweeps = [sweep(args, rows, tree, least) for (rows, _), tree in zip(films, trees)]
-    texts = iter(write(args, model, torch.cat([said for found in sweeps for system in SYSTEMS for said, _, _ in found[system]])))
+    texts = iter(
+        write(
+            args,
+            model,
+            torch.cat([said for found in sweeps for system in SYSTEMS for said, _, _ in found[system]]),
+        )
+    )
     asked = []  # (film, system, setting, decodes, seconds, [(image name on screen, words) of each frame])
     for f, (found, (_, names)) in enumerate(zip(sweeps, films)):
         for system in SYSTEMS:
             for s, (rows, answer, wait) in enumerate(found[system]):
                 said = [next(texts) for _ in rows]
-                asked.append((f, system, s, len(said), wait, [(name, said[i]) for name, i in zip(names, answer.tolist())]))
+                asked.append(
+                    (
+                        f,
+                        system,
+                        s,
+                        len(said),
+                        wait,
+                        [(name, said[i]) for name, i in zip(names, answer.tolist())],
+                    )
+                )
     pairs = {pair for *_, answers in asked for pair in answers}
     by_cider, by_cosine = cider(pairs, captions), cosine(pairs, captions, model)
     found = {system: np.zeros((4, len(sweeps[0][system]), len(films))) for system in SYSTEMS}
@@ -231,22 +325,32 @@ def curves(args, found, metric, systems):
     """The curve of all films, and those of DRAWS draws of films with repeats; the same draws at every call, so curves can be paired."""
     chance = np.random.default_rng(args.seed)
     draws = [chance.integers(args.films, size=args.films) for _ in range(DRAWS)]
-    return curve(found, metric, np.arange(args.films), systems), [curve(found, metric, draw, systems) for draw in draws]
+    return curve(found, metric, np.arange(args.films), systems), [
+        curve(found, metric, draw, systems) for draw in draws
+    ]
 
 
 def report(args, found):
     """Print quality against budget for every system, then what uniform needs for the same quality."""
     films = np.arange(args.films)
     for metric, name in METRICS:
-        print(f"\n{f'{name} x 100':31}" + "".join(f"{budget:>7}" for budget in BUDGETS) + "  decodes a minute")
+        print(
+            f"\n{f'{name} x 100':31}" + "".join(f"{budget:>7}" for budget in BUDGETS) + "  decodes a minute"
+        )
         for system in SYSTEMS:
             cells = (100 * quality_at(budget, *curve(found, metric, films, [system])) for budget in BUDGETS)
-            print(f"{system:31}" + "".join(f"{cell:7.1f}" if np.isfinite(cell) else "      -" for cell in cells))
+            print(
+                f"{system:31}" + "".join(f"{cell:7.1f}" if np.isfinite(cell) else "      -" for cell in cells)
+            )
     wait = quality_at(8, *curve(found, 3, films, ["streaming"]))
-    print(f"streaming writes {wait:.1f} s after a segment's first frame (mean at 8 decodes a minute); selective when the film has ended")
+    print(
+        f"streaming writes {wait:.1f} s after a segment's first frame (mean at 8 decodes a minute); selective when the film has ended"
+    )
 
     def cell(value, budget):
-        return "never" if value == 0 else f">{BUDGETS[-1] / budget:.0f}" if np.isinf(value) else f"{value:.1f}"
+        return (
+            "never" if value == 0 else f">{BUDGETS[-1] / budget:.0f}" if np.isinf(value) else f"{value:.1f}"
+        )
 
     heads = [*(f"{budget} a minute" for budget in REPORTED), "its 60 a minute"]
     for metric, name in METRICS:
@@ -271,9 +375,12 @@ def plot(args, found):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    lines = ((UNIFORM, "uniform, better of middle and mean", "-"), (["selective, mean, own segment"], "selective (Ward)", "-"),
-             (["streaming, own segment"], "streaming, no look-ahead", "-"),
-             (["selective, mean"], "selective, answered by the nearest in time", "--"))  # fmt: skip
+    lines = (
+        (UNIFORM, "uniform, better of middle and mean", "-"),
+        (["selective, mean, own segment"], "selective (Ward)", "-"),
+        (["streaming, own segment"], "streaming, no look-ahead", "-"),
+        (["selective, mean"], "selective, answered by the nearest in time", "--"),
+    )
     for (metric, name), axis in zip(METRICS, figure.subplots(1, 2)):
         for systems, label, style in lines:
             (decodes, quality), others = curves(args, found, metric, systems)
@@ -282,7 +389,9 @@ def plot(args, found):
             drawn = [[100 * quality_at(x, *other) for x in decodes[shown]] for other in others]
             low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
             axis.fill_between(decodes[shown], low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axis.set(xscale="log", xlabel="decodes a minute", ylabel=f"{name} x 100", xlim=(BUDGETS[0], BUDGETS[-1]))
+        axis.set(
+            xscale="log", xlabel="decodes a minute", ylabel=f"{name} x 100", xlim=(BUDGETS[0], BUDGETS[-1])
+        )
         axis.set_xticks(BUDGETS[::2], BUDGETS[::2])
         axis.minorticks_off()
     axis.legend(loc="lower right", fontsize=8)

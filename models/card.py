@@ -1,11 +1,21 @@
 """The model card of a shared predictor: what it is, made with which towers, on what, and how good it is.
 
-    text = card(state, parameters=918912, results=json.load(open("results.json")))
+text = card(state, parameters=918912, results=json.load(open("results.json")))
 """
 
 import os
 
-LOCAL = ("cache", "run", "csv", "images", "device", "workers", "encode_batch", "quiet", "resume")  # flags that say where, not what
+LOCAL = (
+    "cache",
+    "run",
+    "csv",
+    "images",
+    "device",
+    "workers",
+    "encode_batch",
+    "quiet",
+    "resume",
+)  # flags that say where, not what
 TEXT = """---
 {data}
 ---
@@ -68,12 +78,30 @@ def card(state, parameters, results=None):
                 cells.append(f"{100 * results['metrics'][key]:.1f} ({100 * low:.1f} to {100 * high:.1f})")
             return f"| {name} | {' | '.join(cells)} |"
 
-        told = (f"Hit rate in percent over {results['images']:,} images and {results['captions']:,} captions of {results['dataset']}, with "
-                "the 95 % interval of a bootstrap over images:\n\n| | R@1 | R@5 | R@10 |\n|---|---|---|---|\n"
-                + line("image to text", "text_retrieval") + "\n" + line("text to image", "image_retrieval"))  # fmt: skip
-    data = ModelCardData(language="en", library_name="vl-jepa", pipeline_tag="zero-shot-image-classification",
-                         tags=["vl-jepa", "image-text-retrieval", "model_hub_mixin"])  # fmt: skip
+        told = (
+            f"Hit rate in percent over {results['images']:,} images and {results['captions']:,} captions of {results['dataset']}, with "
+            "the 95 % interval of a bootstrap over images:\n\n| | R@1 | R@5 | R@10 |\n|---|---|---|---|\n"
+            + line("image to text", "text_retrieval")
+            + "\n"
+            + line("text to image", "image_retrieval")
+        )
+    data = ModelCardData(
+        language="en",
+        library_name="vl-jepa",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["vl-jepa", "image-text-retrieval", "model_hub_mixin"],
+    )
     flags = "\n".join(f"| {key} | {value} |" for key, value in sorted(recipe.items()) if key not in LOCAL)
-    return TEXT.format(data=data.to_yaml(), **state["towers"], parameters=parameters, images=state["images"], captions=state["captions"],
-                       csv=os.path.basename(recipe["csv"]), digest=state["data"], results=told, epoch=state["epoch"],
-                       epochs=recipe["epochs"], recipe=flags)  # fmt: skip
+    return TEXT.format(
+        data=data.to_yaml(),
+        **state["towers"],
+        parameters=parameters,
+        images=state["images"],
+        captions=state["captions"],
+        csv=os.path.basename(recipe["csv"]),
+        digest=state["data"],
+        results=told,
+        epoch=state["epoch"],
+        epochs=recipe["epochs"],
+        recipe=flags,
+    )

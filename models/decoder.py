@@ -25,7 +25,18 @@ FORMAT = "vl-jepa decoder 1"
 FILES = ("model.safetensors", "tokenizer.json")
 END = 0  # the token that ends a caption
 LONGEST = 64  # tokens; what is longer is cut there
-NEEDED = ("text_sha256", "vocab", "width", "layers", "heads", "dropout", "longest", "temperature", "noise", "sha256")
+NEEDED = (
+    "text_sha256",
+    "vocab",
+    "width",
+    "layers",
+    "heads",
+    "dropout",
+    "longest",
+    "temperature",
+    "noise",
+    "sha256",
+)
 
 
 class Decoder(nn.Module):
@@ -40,13 +51,37 @@ class Decoder(nn.Module):
         self.register_buffer("memory", memory.half().float())
         self.prefix = nn.Linear(memory.shape[1], config["width"])
         # No dropout on attention weights: it keeps the fused kernel out, and an epoch takes longer.
-        self.network = GPT2LMHeadModel(GPT2Config(
-            vocab_size=config["vocab"], n_positions=config["longest"] + 1, n_embd=config["width"], n_layer=config["layers"],
-            n_head=config["heads"], resid_pdrop=config["dropout"], embd_pdrop=config["dropout"], attn_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh", bos_token_id=END, eos_token_id=END, pad_token_id=END))  # fmt: skip
+        self.network = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=config["vocab"],
+                n_positions=config["longest"] + 1,
+                n_embd=config["width"],
+                n_layer=config["layers"],
+                n_head=config["heads"],
+                resid_pdrop=config["dropout"],
+                embd_pdrop=config["dropout"],
+                attn_pdrop=0.0,
+                activation_function="gelu_pytorch_tanh",
+                bos_token_id=END,
+                eos_token_id=END,
+                pad_token_id=END,
+            )
+        )
 
     @classmethod
-    def build(cls, captions, embeddings, text_sha256, vocab=3000, width=192, layers=3, heads=4, dropout=0.1, temperature=0.03, noise=2.0):
+    def build(
+        cls,
+        captions,
+        embeddings,
+        text_sha256,
+        vocab=3000,
+        width=192,
+        layers=3,
+        heads=4,
+        dropout=0.1,
+        temperature=0.03,
+        noise=2.0,
+    ):
         """An untrained decoder for M captions and their embeddings (M, Dt). `text_sha256` names the text tower they come from.
         The vocabulary is learnt here; weights are drawn from torch's global generator. `temperature` is in cosine, `noise` the
         largest norm of what `fit` adds to an embedding, whose own is 1; both were chosen on 593 held-out images of Flickr8k's
@@ -54,19 +89,41 @@ class Decoder(nn.Module):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if len(captions) != len(embeddings) or len(captions) < 2:
-            raise ValueError(f"{len(captions)} captions and {len(embeddings)} embeddings; a decoder needs two captions or more, and "
-                             "one embedding for each")  # fmt: skip
+            raise ValueError(
+                f"{len(captions)} captions and {len(embeddings)} embeddings; a decoder needs two captions or more, and "
+                "one embedding for each"
+            )
         if temperature <= 0 or noise < 0:
-            raise ValueError(f"temperature {temperature} and noise {noise}; give a temperature over 0 and a noise of 0 or more")
+            raise ValueError(
+                f"temperature {temperature} and noise {noise}; give a temperature over 0 and a noise of 0 or more"
+            )
         tokenizer = Tokenizer(models.BPE())  # over bytes: no text holds an unknown letter
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            decoders.ByteLevel(),
+        )
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+        )
         tokenizer.train_from_iterator(captions, trainer)
         longest = min(LONGEST, 1 + max(len(encoding.ids) for encoding in tokenizer.encode_batch(captions)))
-        return cls(tokenizer, embeddings.cpu(), dict(
-            format=FORMAT, text_sha256=text_sha256, vocab=tokenizer.get_vocab_size(), width=width, layers=layers, heads=heads,
-            dropout=dropout, longest=longest, temperature=temperature, noise=noise))  # fmt: skip
+        return cls(
+            tokenizer,
+            embeddings.cpu(),
+            dict(
+                format=FORMAT,
+                text_sha256=text_sha256,
+                vocab=tokenizer.get_vocab_size(),
+                width=width,
+                layers=layers,
+                heads=heads,
+                dropout=dropout,
+                longest=longest,
+                temperature=temperature,
+                noise=noise,
+            ),
+        )
 
     def project(self, embeddings):
         """(B, Dt) -> (B, Dt) unit rows: the mean of the remembered embeddings, weighted by softmax(cosine / temperature)."""
@@ -75,7 +132,9 @@ class Decoder(nn.Module):
 
     def forward(self, projected, tokens):
         """Mean cross-entropy of tokens (B, T) int64 (-100: padding at the end), given what stands for their captions (B, Dt)."""
-        read = torch.cat([self.prefix(projected)[:, None], self.network.transformer.wte(tokens[:, :-1].clamp_min(0))], 1)  # (B, T, W)
+        read = torch.cat(
+            [self.prefix(projected)[:, None], self.network.transformer.wte(tokens[:, :-1].clamp_min(0))], 1
+        )  # (B, T, W)
         hidden = self.network.transformer(inputs_embeds=read, use_cache=False).last_hidden_state
         real = tokens >= 0
         return F.cross_entropy(self.network.lm_head(hidden[real]), tokens[real])
@@ -86,13 +145,20 @@ class Decoder(nn.Module):
         on a CPU the same seed gives the same weights. ValueError when the loss is no longer finite."""
         device, count = self.memory.device, len(captions)
         if count != len(self.memory):
-            raise ValueError(f"{count} captions, but this decoder was built from {len(self.memory)}; fit takes the same")
-        tokens = [torch.tensor((e.ids + [END])[: self.config["longest"]]) for e in self.tokenizer.encode_batch(captions)]
+            raise ValueError(
+                f"{count} captions, but this decoder was built from {len(self.memory)}; fit takes the same"
+            )
+        tokens = [
+            torch.tensor((e.ids + [END])[: self.config["longest"]])
+            for e in self.tokenizer.encode_batch(captions)
+        ]
         centred = self.memory - self.memory.mean(0)
         per_epoch = math.ceil(count / batch_size)
         steps = max(epochs * per_epoch, least_steps)
-        groups = [dict(params=[p for p in self.parameters() if p.dim() > 1], weight_decay=weight_decay),
-                  dict(params=[p for p in self.parameters() if p.dim() <= 1], weight_decay=0.0)]  # fmt: skip
+        groups = [
+            dict(params=[p for p in self.parameters() if p.dim() > 1], weight_decay=weight_decay),
+            dict(params=[p for p in self.parameters() if p.dim() <= 1], weight_decay=0.0),
+        ]
         optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
         self.train()
         for step in range(steps):
@@ -100,12 +166,18 @@ class Decoder(nn.Module):
                 batches = batches_by_length([len(t) for t in tokens], batch_size)
             batch = batches[step % per_epoch]
             for group in optimiser.param_groups:  # a short rise, then half a cosine down to 0
-                group["lr"] = lr * min(1, (step + 1) / (0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-            target = nn.utils.rnn.pad_sequence([tokens[i] for i in batch.tolist()], batch_first=True, padding_value=-100).to(device)
+                group["lr"] = (
+                    lr * min(1, (step + 1) / (0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+                )
+            target = nn.utils.rnn.pad_sequence(
+                [tokens[i] for i in batch.tolist()], batch_first=True, padding_value=-100
+            ).to(device)
             batch = batch.to(device)
             # A predictor errs towards other captions, not in any direction: the noise is a random mixture of captions.
             others = centred[torch.randint(count, (256,), device=device)]
-            mixture = torch.randn(len(batch), 256, device=device) @ others / 16  # (B, Dt), the captions' own covariance
+            mixture = (
+                torch.randn(len(batch), 256, device=device) @ others / 16
+            )  # (B, Dt), the captions' own covariance
             noise = self.config["noise"] * torch.rand(len(batch), 1, device=device) * mixture
             loss = self(self.project(self.memory[batch] + noise), target)
             optimiser.zero_grad(set_to_none=True)
@@ -114,7 +186,9 @@ class Decoder(nn.Module):
             optimiser.step()
             value = loss.item()
             if not math.isfinite(value):
-                raise ValueError(f"loss is {value} at step {step + 1} of {steps}; try a lower learning rate than {lr}")
+                raise ValueError(
+                    f"loss is {value} at step {step + 1} of {steps}; try a lower learning rate than {lr}"
+                )
             yield steps, value
         self.eval()
 
@@ -122,13 +196,20 @@ class Decoder(nn.Module):
     def write(self, embeddings, beams=3):
         """(B, Dt) embeddings, predicted or true -> B captions, each the best of a beam search."""
         if embeddings.dim() != 2 or embeddings.shape[1] != self.memory.shape[1]:
-            raise ValueError(f"embeddings of shape {tuple(embeddings.shape)}; this decoder reads (B, {self.memory.shape[1]})")
+            raise ValueError(
+                f"embeddings of shape {tuple(embeddings.shape)}; this decoder reads (B, {self.memory.shape[1]})"
+            )
         self.eval()
         captions = []
         for rows in embeddings.to(self.memory.device, torch.float32).split(64):
             prefix = self.prefix(self.project(rows))[:, None]  # (B, 1, W)
-            tokens = self.network.generate(inputs_embeds=prefix, attention_mask=prefix.new_ones(prefix.shape[:2], dtype=torch.long),
-                                           num_beams=beams, do_sample=False, max_new_tokens=self.config["longest"])  # fmt: skip
+            tokens = self.network.generate(
+                inputs_embeds=prefix,
+                attention_mask=prefix.new_ones(prefix.shape[:2], dtype=torch.long),
+                num_beams=beams,
+                do_sample=False,
+                max_new_tokens=self.config["longest"],
+            )
             captions += [caption.strip() for caption in self.tokenizer.decode_batch(tokens.tolist())]
         return captions
 
@@ -145,7 +226,9 @@ class Decoder(nn.Module):
             del state["network.lm_head.weight"]  # the token embeddings once more
             (new / "model.safetensors").write_bytes(save(state))
             self.tokenizer.save(str(new / "tokenizer.json"))
-            config = self.config | dict(sha256={name: hashlib.sha256((new / name).read_bytes()).hexdigest() for name in FILES})
+            config = self.config | dict(
+                sha256={name: hashlib.sha256((new / name).read_bytes()).hexdigest() for name in FILES}
+            )
             (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
             if folder.exists():
                 os.replace(folder, old)
@@ -163,21 +246,35 @@ class Decoder(nn.Module):
 
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder}: no decoder there; train one: python -m apps.decode train --run {folder.parent}")
+            raise FileNotFoundError(
+                f"{folder}: no decoder there; train one: python -m apps.decode train --run {folder.parent}"
+            )
         try:
             config = json.loads((folder / "config.json").read_bytes())
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: not JSON ({error}); train the decoder again") from None
-        if not isinstance(config, dict) or config.get("format") != FORMAT or any(key not in config for key in NEEDED):
-            raise ValueError(f"{folder}: not a decoder of this project's apps.decode (no format {FORMAT!r} in its config.json)")
+            raise ValueError(
+                f"{folder / 'config.json'}: not JSON ({error}); train the decoder again"
+            ) from None
+        if (
+            not isinstance(config, dict)
+            or config.get("format") != FORMAT
+            or any(key not in config for key in NEEDED)
+        ):
+            raise ValueError(
+                f"{folder}: not a decoder of this project's apps.decode (no format {FORMAT!r} in its config.json)"
+            )
         # Checked before anything is parsed: files of two savings don't mix, and a flipped bit does not become a word.
         for name in FILES:
             found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             if found != config["sha256"].get(name):
-                raise ValueError(f"{folder / name}: damaged, its SHA-256 {found} is not that of config.json; train the decoder again")
+                raise ValueError(
+                    f"{folder / name}: damaged, its SHA-256 {found} is not that of config.json; train the decoder again"
+                )
         if text_sha256 not in (None, config["text_sha256"]):
-            raise ValueError(f"{folder}: reads embeddings of the text tower with SHA-256 {config['text_sha256']}, but this one has "
-                             f"{text_sha256}; train the decoder again")  # fmt: skip
+            raise ValueError(
+                f"{folder}: reads embeddings of the text tower with SHA-256 {config['text_sha256']}, but this one has "
+                f"{text_sha256}; train the decoder again"
+            )
         state = load_file(folder / "model.safetensors")
         decoder = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), state["memory"], config)
         decoder.load_state_dict(state | {"network.lm_head.weight": state["network.transformer.wte.weight"]})

@@ -38,8 +38,10 @@ class Exported:
         made_with = self.state["towers"]["text"]
         self.text = TextEncoder(choose_device(device), made_with["name"])
         if self.text.sha256 != made_with["sha256"]:
-            raise ValueError(f"{path}: made with the text tower {made_with['name']} of SHA-256 {made_with['sha256']}, but the one here has "
-                             f"{self.text.sha256}; embeddings of the two don't mix")  # fmt: skip
+            raise ValueError(
+                f"{path}: made with the text tower {made_with['name']} of SHA-256 {made_with['sha256']}, but the one here has "
+                f"{self.text.sha256}; embeddings of the two don't mix"
+            )
 
     def predict(self, image_features):
         """(B, Dt) -> the same on the text tower's device: what the file gives are predictions already."""
@@ -53,8 +55,12 @@ class ExportedTower:
 
     def __init__(self, path, session, preprocess, name):
         self.path, self.session, self.name = Path(path), session, name
-        self.key = hashlib.sha256(self.path.read_bytes()).hexdigest()  # pixels too: the file says how they are made
-        transforms = [partial(pixels, *(spec[key] for key in ("size", "mean", "std", "resize"))) for spec in preprocess]
+        self.key = hashlib.sha256(
+            self.path.read_bytes()
+        ).hexdigest()  # pixels too: the file says how they are made
+        transforms = [
+            partial(pixels, *(spec[key] for key in ("size", "mean", "std", "resize"))) for spec in preprocess
+        ]
         self.preprocess = partial(joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
 
     def encode(self, images):
@@ -65,9 +71,14 @@ class ExportedTower:
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
         try:
-            rows = [torch.from_numpy(self.session.run(None, {"pixels": image.cpu().numpy()})[0]) for image in images.split(1)]
+            rows = [
+                torch.from_numpy(self.session.run(None, {"pixels": image.cpu().numpy()})[0])
+                for image in images.split(1)
+            ]
         except (Fail, InvalidArgument, RuntimeException) as error:
-            raise ValueError(f"{self.path}: ONNX Runtime can't run it on pixels {tuple(images.shape)} ({_first_line(error)})") from None
+            raise ValueError(
+                f"{self.path}: ONNX Runtime can't run it on pixels {tuple(images.shape)} ({_first_line(error)})"
+            ) from None
         rows = torch.cat(rows)  # (B, Dt)
         if not torch.isfinite(rows).all():
             raise ValueError(f"{self.path}: gave non-finite embeddings; export it again")
@@ -98,24 +109,54 @@ def read(path):
     if facts.get("format") != FORMAT:
         raise ValueError(f"{foreign} (its format is {facts.get('format')!r}, not {FORMAT!r})")
     if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
-        raise ValueError(f"{path}: keeps weights in other files, which are not read; a model of this project is one file")
+        raise ValueError(
+            f"{path}: keeps weights in other files, which are not read; a model of this project is one file"
+        )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4  # errors come as exceptions
+    options.intra_op_num_threads, options.log_severity_level = (
+        torch.get_num_threads(),
+        4,
+    )  # errors come as exceptions
     try:
         preprocess, state = json.loads(facts["preprocess"]), json.loads(facts["state"])
         towers = [state["towers"][kind][fact] for kind in ("vision", "text") for fact in ("name", "sha256")]
         numbers = [value + 0.0 for spec in preprocess for value in spec["mean"] + spec["std"]]
-        sizes = [spec["size"] for spec in preprocess if spec["resize"] in ("shortest", "squash") and type(spec["size"]) is int]
+        sizes = [
+            spec["size"]
+            for spec in preprocess
+            if spec["resize"] in ("shortest", "squash") and type(spec["size"]) is int
+        ]
         shape = [3 * sum(size**2 for size in sizes)] if len(sizes) > 1 else [3, sizes[0], sizes[0]]
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         (pixels,), (embedding,) = session.get_inputs(), session.get_outputs()
-        fits = (pixels.name, pixels.shape[1:], len(embedding.shape), len(numbers)) == ("pixels", shape, 2, 6 * len(sizes))
-        fits = fits and all(isinstance(fact, str) for fact in towers) and all(len(spec["mean"]) == 3 for spec in preprocess)
-    except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented, ort.RuntimeException,
-            ValueError, LookupError, TypeError, OverflowError) as error:  # fmt: skip
+        fits = (pixels.name, pixels.shape[1:], len(embedding.shape), len(numbers)) == (
+            "pixels",
+            shape,
+            2,
+            6 * len(sizes),
+        )
+        fits = (
+            fits
+            and all(isinstance(fact, str) for fact in towers)
+            and all(len(spec["mean"]) == 3 for spec in preprocess)
+        )
+    except (
+        ort.Fail,
+        ort.InvalidArgument,
+        ort.InvalidGraph,
+        ort.InvalidProtobuf,
+        ort.NotImplemented,
+        ort.RuntimeException,
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+    ) as error:
         raise ValueError(f"{foreign} ({type(error).__name__}: {_first_line(error)})") from None
     if not fits:
-        raise ValueError(f"{foreign} (it takes {pixels.name} {pixels.shape}, and its metadata speak of {shape})")
+        raise ValueError(
+            f"{foreign} (it takes {pixels.name} {pixels.shape}, and its metadata speak of {shape})"
+        )
     return session, preprocess, state
 
 

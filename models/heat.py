@@ -50,7 +50,10 @@ def shares(model, image, text):
     towers = model.vision.parts or [model.vision]
     scale = len(towers) ** -0.5  # of each tower's unit features, as VisionEncoder.encode joins them
     means = (model.predictor.mean / scale).split([tower.dim for tower in towers])
-    places = [_places(tower, tower.preprocess(image)[None].to(tower.device), mean) for tower, mean in zip(towers, means)]
+    places = [
+        _places(tower, tower.preprocess(image)[None].to(tower.device), mean)
+        for tower, mean in zip(towers, means)
+    ]
     owners = [tower for tower, (maps, _, _) in zip(towers, places) for _ in maps]
 
     def score(*maps):
@@ -60,8 +63,12 @@ def shares(model, image, text):
 
     maps, baselines = (tuple(m for place in places for m in place[i]) for i in (0, 1))
     integral = IntegratedGradients(score)
-    found = [integral.attribute(maps, baselines, target=c, n_steps=STEPS) for c in range(len(text))]  # C tuples of (1, channels, h, w)
-    return [(owner, torch.cat([one[i].detach().sum(1) for one in found]).cpu()) for i, owner in enumerate(owners)]
+    found = [
+        integral.attribute(maps, baselines, target=c, n_steps=STEPS) for c in range(len(text))
+    ]  # C tuples of (1, channels, h, w)
+    return [
+        (owner, torch.cat([one[i].detach().sum(1) for one in found]).cpu()) for i, owner in enumerate(owners)
+    ]
 
 
 def _places(tower, pixels, mean):
@@ -74,19 +81,26 @@ def _places(tower, pixels, mean):
         maps = [maps[-1], *maps[len(maps) - 1 - network.pooled_stages : -1]]
         # The lengths that encode() divides by are taken as given: the features are then the mean over places, and nothing is approximate.
         maps = [m / m.mean((2, 3), keepdim=True).norm(dim=1, keepdim=True) / len(maps) ** 0.5 for m in maps]
-        baselines = [part.view(1, -1, 1, 1).expand_as(m) for part, m in zip(mean.split([m.shape[1] for m in maps]), maps)]
+        baselines = [
+            part.view(1, -1, 1, 1).expand_as(m)
+            for part, m in zip(mean.split([m.shape[1] for m in maps]), maps)
+        ]
         return maps, baselines, lambda *maps: torch.cat([m.mean((2, 3)) for m in maps], dim=1)
     from open_clip.transformer import VisionTransformer
 
     if not isinstance(network, VisionTransformer):
-        raise ValueError(f"{tower.name}: where a {type(network).__name__} has its places is not known; pass --method occlusion")
+        raise ValueError(
+            f"{tower.name}: where a {type(network).__name__} has its places is not known; pass --method occlusion"
+        )
     seen, last = [], network.transformer.resblocks[-1]
     hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
         network(pixels)
     hook.remove()
     rows, columns = network.grid_size
-    first, patches = seen[0].split([seen[0].shape[1] - rows * columns, rows * columns], dim=1)  # class token, (1, P, width)
+    first, patches = seen[0].split(
+        [seen[0].shape[1] - rows * columns, rows * columns], dim=1
+    )  # class token, (1, P, width)
     patches = patches.mT.unflatten(2, (rows, columns))  # (1, width, h, w)
 
     def pool(patches):
@@ -124,7 +138,9 @@ def _spread(found, vision, size):
     maps = torch.zeros(len(found[0][1]), size[1], size[0])
     for tower, share in found:
         left, top, right, bottom = _seen(tower, size)
-        maps[:, top:bottom, left:right] += F.interpolate(share[None] * share[0].numel(), (bottom - top, right - left), mode="bicubic")[0]
+        maps[:, top:bottom, left:right] += F.interpolate(
+            share[None] * share[0].numel(), (bottom - top, right - left), mode="bicubic"
+        )[0]
     return _only_seen(maps, vision)
 
 
@@ -132,9 +148,16 @@ def _occluded(model, canvas, text):
     """How much each score falls, (C, H, W), where a grey square of a quarter of what is seen lies over the place; the mean of four."""
     left, top, right, bottom = _seen(model.vision, canvas.size)
     side = max(2, max(right - left, bottom - top) // 4 // 2 * 2)
-    spots = [(x, y) for y in range(top - side // 2, bottom, side // 2) for x in range(left - side // 2, right, side // 2)]
+    spots = [
+        (x, y)
+        for y in range(top - side // 2, bottom, side // 2)
+        for x in range(left - side // 2, right, side // 2)
+    ]
     bare = model.encode_image(canvas) @ text.T  # (1, C)
-    falls, times = torch.zeros(len(text), canvas.height, canvas.width), torch.zeros(canvas.height, canvas.width)
+    falls, times = (
+        torch.zeros(len(text), canvas.height, canvas.width),
+        torch.zeros(canvas.height, canvas.width),
+    )
     for i in range(0, len(spots), 32):
         pictures = [canvas.copy() for _ in spots[i : i + 32]]
         for picture, (x, y) in zip(pictures, spots[i:]):

@@ -57,7 +57,11 @@ def scan(root, formats, report):
     while folders:
         folder = folders.pop()
         try:
-            entries = [entry for entry in os.scandir(os.path.join(os.fsencode(root), folder)) if not entry.name.startswith(b".")]
+            entries = [
+                entry
+                for entry in os.scandir(os.path.join(os.fsencode(root), folder))
+                if not entry.name.startswith(b".")
+            ]
         except (PermissionError, FileNotFoundError) as error:
             report(error)
             continue
@@ -87,7 +91,9 @@ class Index:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif not path.is_file():
-            raise FileNotFoundError(f"{path}: no index there; make one first (python -m apps.search index DIR), or name yours with --index")
+            raise FileNotFoundError(
+                f"{path}: no index there; make one first (python -m apps.search index DIR), or name yours with --index"
+            )
         self.db = sqlite3.connect(path, timeout=60)
         try:
             self.meta = self._read(create)
@@ -95,8 +101,10 @@ class Index:
             self.close()
             if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full
                 raise
-            raise ValueError(f"{path}: not an index of this program, or damaged ({error}); name another file with --index, "
-                             "or delete it and index again") from None  # fmt: skip
+            raise ValueError(
+                f"{path}: not an index of this program, or damaged ({error}); name another file with --index, "
+                "or delete it and index again"
+            ) from None
         self.root = os.fsdecode(self.meta.get("root", b""))
         if not create and not {"root", "model", "run", "complete"} <= set(self.meta):
             self.close()
@@ -106,9 +114,15 @@ class Index:
         self.db.execute("PRAGMA trusted_schema = OFF")  # nothing a stranger's file defines may call functions
         tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables and create:
-            self.db.executescript(f"PRAGMA page_size = 16384; BEGIN; {SCHEMA} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;")
+            self.db.executescript(
+                f"PRAGMA page_size = 16384; BEGIN; {SCHEMA} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;"
+            )
             tables = {"meta", "images"}
-        meta = dict(self.db.execute("SELECT CAST(key AS TEXT), CAST(value AS BLOB) FROM meta")) if tables == {"meta", "images"} else {}
+        meta = (
+            dict(self.db.execute("SELECT CAST(key AS TEXT), CAST(value AS BLOB) FROM meta"))
+            if tables == {"meta", "images"}
+            else {}
+        )
         if meta.get("format") != FORMAT.encode():
             raise sqlite3.DatabaseError("another kind of file")
         return meta
@@ -133,7 +147,11 @@ class Index:
             return digest == kept[path][1]
 
         todo = {path for path, stamp in found.items() if path not in kept or kept[path][0] != stamp}
-        doubtful = [path for path in todo & kept.keys() if kept[path][0].partition(SEEN)[0] == found[path].partition(SEEN)[0]]
+        doubtful = [
+            path
+            for path in todo & kept.keys()
+            if kept[path][0].partition(SEEN)[0] == found[path].partition(SEEN)[0]
+        ]
         with ThreadPoolExecutor() as pool:
             unchanged = {path for path, equal in zip(doubtful, pool.map(same, doubtful)) if equal}
         with self.db:
@@ -158,20 +176,27 @@ class Index:
 
     def known(self, digest):
         """(row, sketch) of an image with this content; (None, None) when no such image could be decoded."""
-        known = self.db.execute("SELECT row, sketch FROM images WHERE digest = ? AND row IS NOT NULL", (digest,))
+        known = self.db.execute(
+            "SELECT row, sketch FROM images WHERE digest = ? AND row IS NOT NULL", (digest,)
+        )
         return known.fetchone() or (None, None)
 
     def identical(self):
         """Groups of ids of images with the same content, in the index's order."""
         same = {}
-        for number, digest in self.db.execute("SELECT id, CAST(digest AS BLOB) FROM images WHERE row IS NOT NULL ORDER BY id"):
+        for number, digest in self.db.execute(
+            "SELECT id, CAST(digest AS BLOB) FROM images WHERE row IS NOT NULL ORDER BY id"
+        ):
             same.setdefault(digest, []).append(number)
         return [group for group in same.values() if len(group) > 1]
 
     def paths(self, numbers, image_path):
         """The paths of images by their ids. An index may be a stranger's: `image_path` (folder, name) refuses what leads out of it."""
         name = "SELECT CAST(path AS BLOB) FROM images WHERE id = ?"
-        return [image_path(self.root, os.fsdecode(self.db.execute(name, (number,)).fetchone()[0])) for number in numbers]
+        return [
+            image_path(self.root, os.fsdecode(self.db.execute(name, (number,)).fetchone()[0]))
+            for number in numbers
+        ]
 
     def count(self):
         """How many images could be decoded."""
@@ -189,7 +214,9 @@ class Index:
         ids, flat = [], bytearray(count * width)
         for number, blob in self.db.execute(f"SELECT id, {column} {chosen} ORDER BY id LIMIT {count}"):
             if len(blob) != width or width % 2:
-                raise ValueError(f"the index is damaged: image {number} has {len(blob)} bytes, another {width}; delete it and index again")
+                raise ValueError(
+                    f"the index is damaged: image {number} has {len(blob)} bytes, another {width}; delete it and index again"
+                )
             flat[len(ids) * width : (len(ids) + 1) * width] = blob
             ids.append(number)
         del flat[len(ids) * width :]  # another program may have deleted some meanwhile

@@ -30,8 +30,12 @@ def info_nce(predicted, text, image_of, scale, bias=None):
     logits = scale * predicted @ text.T  # (N, M)
     caption = torch.arange(len(text), device=text.device)
     true = logits[image_of, caption]  # (M,)
-    others = logits.index_put((image_of, caption), torch.tensor(-1e9, device=logits.device, dtype=logits.dtype))
-    image_to_text = F.softplus(others.logsumexp(1)[image_of] - true)  # (M,): each caption as its image's only right one
+    others = logits.index_put(
+        (image_of, caption), torch.tensor(-1e9, device=logits.device, dtype=logits.dtype)
+    )
+    image_to_text = F.softplus(
+        others.logsumexp(1)[image_of] - true
+    )  # (M,): each caption as its image's only right one
     share = 1 / image_of.bincount(minlength=len(predicted)).clamp_min(1)[image_of]
     text_to_image = logits.logsumexp(0) - true  # (M,)
     return ((image_to_text * share).sum() / len(predicted) + text_to_image.mean()) / 2
@@ -42,4 +46,6 @@ def sigmoid(predicted, text, image_of, scale, bias):
     logits = scale * predicted @ text.T + bias  # (N, M)
     caption = torch.arange(len(text), device=text.device)
     true = logits[image_of, caption]
-    return (F.softplus(logits).sum() - true.sum()) / len(text)  # -log sigmoid(x) = softplus(x) - x for the true pairs
+    return (F.softplus(logits).sum() - true.sum()) / len(
+        text
+    )  # -log sigmoid(x) = softplus(x) - x for the true pairs

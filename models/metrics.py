@@ -20,18 +20,33 @@ def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperatur
 
     With banks (rows of images / captions from elsewhere, the training set's, say) scores are hub-corrected by inverted
     softmax (Smith et al. 2017; QB-Norm, CVPR 2022): an item that is near to every bank query is marked down."""
-    for name, rows in (("predicted", predicted), ("text", text), ("image bank", image_bank), ("text bank", text_bank)):
+    for name, rows in (
+        ("predicted", predicted),
+        ("text", text),
+        ("image bank", image_bank),
+        ("text bank", text_bank),
+    ):
         if rows is not None and not torch.isfinite(rows).all():
-            raise ValueError(f"{name} embeddings hold non-finite numbers; a rank made of them would mean nothing")
-    if len(image_of) != len(text) or (len(text) and not 0 <= int(image_of.min()) <= int(image_of.max()) < len(predicted)):
-        raise ValueError(f"image_of has to give one of {len(predicted)} images for each of {len(text)} captions")
+            raise ValueError(
+                f"{name} embeddings hold non-finite numbers; a rank made of them would mean nothing"
+            )
+    if len(image_of) != len(text) or (
+        len(text) and not 0 <= int(image_of.min()) <= int(image_of.max()) < len(predicted)
+    ):
+        raise ValueError(
+            f"image_of has to give one of {len(predicted)} images for each of {len(text)} captions"
+        )
     if len(image_of.unique()) != len(predicted):
         raise ValueError("every image needs at least one caption to be ranked")
 
-    def hubness(items, bank):  # (len(items),): log-sum-exp of what the bank's queries think of each item, in units of cosine
+    def hubness(
+        items, bank
+    ):  # (len(items),): log-sum-exp of what the bank's queries think of each item, in units of cosine
         if bank is None:
             return torch.zeros(len(items))
-        return torch.cat([(part @ bank.T / temperature).logsumexp(1) * temperature for part in items.split(chunk)])
+        return torch.cat(
+            [(part @ bank.T / temperature).logsumexp(1) * temperature for part in items.split(chunk)]
+        )
 
     image_hub, text_hub = hubness(predicted, text_bank), hubness(text, image_bank)
     to_image = []
@@ -65,10 +80,17 @@ def summary(to_image, to_text):
 
 def chance(image_of, images):
     """What scores drawn at random give: the same keys as `retrieval`, the recalls in expectation."""
-    found = {f"image_retrieval_recall@{k}": min(k / images, 1.0) for k in KS} | {"image_retrieval_median_rank": (images + 1) / 2}
+    found = {f"image_retrieval_recall@{k}": min(k / images, 1.0) for k in KS} | {
+        "image_retrieval_median_rank": (images + 1) / 2
+    }
     m = len(image_of)
-    captions, share = image_of.bincount(minlength=images).unique(return_counts=True)  # an image has c captions: how many have c
-    miss, k = torch.ones(len(captions), dtype=torch.double), 0  # P(none of an image's c captions is among the first k of m)
+    captions, share = image_of.bincount(minlength=images).unique(
+        return_counts=True
+    )  # an image has c captions: how many have c
+    miss, k = (
+        torch.ones(len(captions), dtype=torch.double),
+        0,
+    )  # P(none of an image's c captions is among the first k of m)
     hit = 0.0
     while k < m and (k < max(KS) or hit < 0.5):
         miss *= (m - captions - k).clamp_min(0) / (m - k)
@@ -86,13 +108,17 @@ def bootstrap(to_image, to_text, image_of, draws=1000, seed=0):
     n = len(to_text)
     per_image = {f"text_retrieval_recall@{k}": (to_text < k).double() for k in KS}
     for k in KS:
-        per_image[f"image_retrieval_recall@{k}"] = torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double())
+        per_image[f"image_retrieval_recall@{k}"] = torch.zeros(n, dtype=torch.double).index_add(
+            0, image_of, (to_image < k).double()
+        )
     count = image_of.bincount(minlength=n).double()
     draw = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
     found = {}
     for key, hits in per_image.items():
         total = count[draw].sum(1) if key.startswith("image") else n
-        low, high = (hits[draw].sum(1) / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+        low, high = (
+            (hits[draw].sum(1) / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+        )
         found[key] = (low, high)
     return found
 
@@ -109,20 +135,29 @@ def classification(scores, truth):
     answer = torch.where(rank == 0, truth, wrong)
     confusion = (truth * c + answer).bincount(minlength=c * c).view(c, c)
     recall = (confusion.diagonal() / confusion.sum(1))[confusion.sum(1) > 0].mean().item()
-    return dict(acc1=(rank < 1).double().mean().item(), acc5=(rank < 5).double().mean().item(), mean_per_class_recall=recall), confusion
+    return dict(
+        acc1=(rank < 1).double().mean().item(),
+        acc5=(rank < 5).double().mean().item(),
+        mean_per_class_recall=recall,
+    ), confusion
 
 
 def spread(predicted, text, image_of):
     """The collapse alarm: effective rank of the predictions (Roy and Vetterli 2007: exp of the entropy of the centred
     singular values; 1 means they lie on a line, D at most), and mean cosine of matched and mismatched pairs."""
     centred = predicted.double() - predicted.double().mean(0)
-    square = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
+    square = (
+        centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    )  # the smaller of the two
     values = torch.linalg.eigvalsh(square).clamp_min(0).sqrt()  # the singular values
     share = values / values.sum().clamp_min(1e-12)
     matched = (predicted[image_of] * text).sum(1).mean().item()
     n, every_pair = len(predicted), (predicted.mean(0) @ text.mean(0)).item()
-    return dict(effective_rank=torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item(), matched=matched,
-                mismatched=(every_pair * n - matched) / (n - 1) if n > 1 else float("nan"))  # fmt: skip
+    return dict(
+        effective_rank=torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item(),
+        matched=matched,
+        mismatched=(every_pair * n - matched) / (n - 1) if n > 1 else float("nan"),
+    )
 
 
 def collapse_alarm(found, images):
@@ -130,5 +165,7 @@ def collapse_alarm(found, images):
     far from any healthy run (effective ranks of 72 to 164 and margins of 0.33 to 0.40 were seen) and are crossed by a constant output."""
     if found["effective_rank"] >= min(4, (images - 1) / 2) and found["matched"] - found["mismatched"] >= 0.01:
         return None
-    return (f"  collapse alarm: predictions nearly alike for all images (effective rank {found['effective_rank']:.1f}, cosine of matched "
-            f"pairs {found['matched']:.3f}, of mismatched {found['mismatched']:.3f}); take --loss info_nce or another --lr")  # fmt: skip
+    return (
+        f"  collapse alarm: predictions nearly alike for all images (effective rank {found['effective_rank']:.1f}, cosine of matched "
+        f"pairs {found['matched']:.3f}, of mismatched {found['mismatched']:.3f}); take --loss info_nce or another --lr"
+    )

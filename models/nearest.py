@@ -1,6 +1,6 @@
 """The nearest rows to some queries, exactly.
 
-    scores, found = top_k(queries, rows, 12)     # (Q, 12) float32, (Q, 12) int64, best first
+scores, found = top_k(queries, rows, 12)     # (Q, 12) float32, (Q, 12) int64, best first
 """
 
 import torch
@@ -14,7 +14,10 @@ def top_k(queries, rows, k):
     Through oneDNN on a CPU: one query over a million rows of 384 float32 is bound by reading them (apps/bench.py: search)."""
     onednn = queries.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(queries) > 0
     size = 4096 if rows.dtype == torch.float16 else 65536  # rows at a time
-    best, at = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    best, at = (
+        queries.new_empty(len(queries), 0),
+        torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device),
+    )
     for start in range(0, len(rows), size):
         block = rows[start : start + size].float()
         if onednn:

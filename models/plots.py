@@ -13,9 +13,14 @@ def curves(history, chance, path):
             left.plot(epochs, [entry[key] for entry in history], "o-", markersize=3, label=label)
     left.set(xlabel="epoch", ylabel="loss")
     left.legend()
-    for key, label in (("text_retrieval_recall@1", "image to text"), ("image_retrieval_recall@1", "text to image")):
+    for key, label in (
+        ("text_retrieval_recall@1", "image to text"),
+        ("image_retrieval_recall@1", "text to image"),
+    ):
         if key in history[-1]:
-            (line,) = right.plot(epochs, [100 * entry[key] for entry in history], "o-", markersize=3, label=label)
+            (line,) = right.plot(
+                epochs, [100 * entry[key] for entry in history], "o-", markersize=3, label=label
+            )
             right.axhline(100 * chance[key], linestyle=":", color=line.get_color(), label=f"{label}, chance")
             right.legend()
     right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))

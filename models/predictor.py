@@ -17,10 +17,18 @@ class Predictor(nn.Module):
     tensor([1., 1.], grad_fn=...)
     """
 
-    def __init__(self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0, members=1):
+    def __init__(
+        self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0, members=1
+    ):
         super().__init__()
-        self.config = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout,
-                           input_dropout=input_dropout, members=members)  # fmt: skip
+        self.config = dict(
+            vision_dim=vision_dim,
+            text_dim=text_dim,
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            members=members,
+        )
         self.register_buffer("mean", torch.zeros(vision_dim))
         self.register_buffer("std", torch.ones(vision_dim))
         self.members = nn.ModuleList(
@@ -78,7 +86,13 @@ class Linear(nn.Linear):
     """nn.Linear through oneDNN, whose float32 product is twice as fast as MKL's on AMD."""
 
     def forward(self, x):
-        plain = x.device.type != "cpu" or x.ndim != 2 or not len(x) or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
+        plain = (
+            x.device.type != "cpu"
+            or x.ndim != 2
+            or not len(x)
+            or x.dtype != torch.float32
+            or not torch.backends.mkldnn.is_available()
+        )
         if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)

@@ -26,7 +26,9 @@ def start(device):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1))  # ranks may end their share of the encoding hours apart
+    dist.init_process_group(
+        backend, timeout=timedelta(days=1)
+    )  # ranks may end their share of the encoding hours apart
     return dist.get_rank(), dist.get_world_size(), device
 
 

@@ -73,7 +73,9 @@ def stream(rows, threshold, settle=6, patience=2, window=8):
     stood before them in the segment. If the best such cut is over `threshold` and `patience` frames old, it is made; a younger one
     waits, and holds the words back, so that a flash of a single frame is not a segment."""
     start, now, settled = 0, -1, False
-    sums = deque([torch.zeros(())], maxlen=window + 1)  # of the segment's rows up to now, and as they were up to `window` frames ago
+    sums = deque(
+        [torch.zeros(())], maxlen=window + 1
+    )  # of the segment's rows up to now, and as they were up to `window` frames ago
     for now, row in enumerate(rows):
         sums.append(sums[-1] + row.double())
         count = now + 1 - start

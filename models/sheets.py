@@ -60,11 +60,18 @@ def grid(results, title, open_image, columns=4, side=256):
         return line
 
     pen.text((gap, gap), fit(title, large, width - 2 * gap), fill="black", font=large)
-    for n, ((score, path), image) in enumerate(zip(results, thumbnails([path for _, path in results], side, open_image))):
+    for n, ((score, path), image) in enumerate(
+        zip(results, thumbnails([path for _, path in results], side, open_image))
+    ):
         x, y = gap + n % columns * (side + gap), 3 * gap + n // columns * (side + text + gap)
         sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
         pen.text((x, y + side + 5), f"{score:.3f}", fill="black", font=font)
-        pen.text((x + 48, y + side + 5), fit(os.path.basename(shown(path)), font, side - 48), fill="dimgrey", font=font)
+        pen.text(
+            (x + 48, y + side + 5),
+            fit(os.path.basename(shown(path)), font, side - 48),
+            fill="dimgrey",
+            font=font,
+        )
     return sheet
 
 
@@ -92,6 +99,8 @@ def page(results, title, folder, open_image):
 def save(file, results, title, open_image):
     """Write a contact sheet: the page for a name that ends in .html, else the picture."""
     if str(file).lower().endswith(".html"):
-        Path(file).write_text(page(results, title, os.path.dirname(os.path.abspath(file)), open_image), encoding="utf-8")
+        Path(file).write_text(
+            page(results, title, os.path.dirname(os.path.abspath(file)), open_image), encoding="utf-8"
+        )
     else:
         grid(results, title, open_image).save(file)

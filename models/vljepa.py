@@ -1,10 +1,10 @@
 """The trained whole: frozen towers and predictor behind two verbs.
 
-    model = VLJEPA.load("runs/default")
-    model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what the images mean, in the text tower's space
-    model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows
-    model.save_pretrained("shared")               # config.json, model.safetensors and a model card; or .push_to_hub("me/name")
-    VLJEPA.from_pretrained("shared")              # the same model, from that folder or from the Hugging Face hub
+model = VLJEPA.load("runs/default")
+model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what the images mean, in the text tower's space
+model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows
+model.save_pretrained("shared")               # config.json, model.safetensors and a model card; or .push_to_hub("me/name")
+VLJEPA.from_pretrained("shared")              # the same model, from that folder or from the Hugging Face hub
 """
 
 import json
@@ -28,7 +28,17 @@ from models.vision import VisionEncoder
 from models.zeroshot import class_embeddings, classify
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PUBLIC = ("format", "config", "towers", "epoch", "data", "images", "captions", "history", "held_out")  # of a checkpoint's dict
+PUBLIC = (
+    "format",
+    "config",
+    "towers",
+    "epoch",
+    "data",
+    "images",
+    "captions",
+    "history",
+    "held_out",
+)  # of a checkpoint's dict
 
 
 class VLJEPA(nn.Module, ModelHubMixin):
@@ -37,7 +47,12 @@ class VLJEPA(nn.Module, ModelHubMixin):
 
     def __init__(self, predictor, vision, text, state=None):
         super().__init__()
-        self.predictor, self.vision, self.text, self.state = predictor.eval().requires_grad_(False), vision, text, state or {}
+        self.predictor, self.vision, self.text, self.state = (
+            predictor.eval().requires_grad_(False),
+            vision,
+            text,
+            state or {},
+        )
 
     @classmethod
     def load(cls, run="runs/default", device="cpu"):
@@ -60,14 +75,18 @@ class VLJEPA(nn.Module, ModelHubMixin):
         for kind, encoder in (("vision", VisionEncoder), ("text", TextEncoder)):
             towers[kind] = encoder(device, state["towers"][kind]["name"])
             if towers[kind].sha256 != state["towers"][kind]["sha256"]:
-                raise ValueError(f"{path}: trained with the {kind} tower {towers[kind].name} of SHA-256 {state['towers'][kind]['sha256']}, "
-                                 f"but the one here has {towers[kind].sha256}; embeddings of the two don't mix")  # fmt: skip
+                raise ValueError(
+                    f"{path}: trained with the {kind} tower {towers[kind].name} of SHA-256 {state['towers'][kind]['sha256']}, "
+                    f"but the one here has {towers[kind].sha256}; embeddings of the two don't mix"
+                )
         try:
             with torch.device("meta"):  # no random parameters made to be thrown away
                 predictor = Predictor(**state["config"])
             predictor.load_state_dict(state["predictor"], assign=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its parameters don't fit its own configuration {state['config']} ({error})") from None
+            raise ValueError(
+                f"{path}: its parameters don't fit its own configuration {state['config']} ({error})"
+            ) from None
         return cls(predictor.to(device), towers["vision"], towers["text"], state)
 
     def _save_pretrained(self, save_directory):
@@ -78,15 +97,21 @@ class VLJEPA(nn.Module, ModelHubMixin):
         recipe |= {key: os.path.basename(self.state["recipe"][key].rstrip("/")) for key in ("csv", "images")}
         weights = {key: value.cpu().contiguous() for key, value in self.predictor.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
-        (save_directory / CONFIG).write_text(json.dumps(keep | dict(recipe=recipe, trained_on=[]), indent=1) + "\n")
-        (save_directory / "README.md").unlink(missing_ok=True)  # the mixin keeps an old card, which would tell of another model
+        (save_directory / CONFIG).write_text(
+            json.dumps(keep | dict(recipe=recipe, trained_on=[]), indent=1) + "\n"
+        )
+        (save_directory / "README.md").unlink(
+            missing_ok=True
+        )  # the mixin keeps an old card, which would tell of another model
 
     @classmethod
     def _from_pretrained(cls, *, model_id, config=None, device="cpu", **download):
         """For the mixin's `from_pretrained(folder or repository, device=...)`. Raises as `load` does."""
         local = Path(model_id, WEIGHTS)
         if config is None or (Path(model_id).is_dir() and not local.is_file()):
-            raise FileNotFoundError(f"{model_id}: no {CONFIG} and {WEIGHTS} there, so it is not what VLJEPA.save_pretrained writes")
+            raise FileNotFoundError(
+                f"{model_id}: no {CONFIG} and {WEIGHTS} there, so it is not what VLJEPA.save_pretrained writes"
+            )
         path = local if local.is_file() else Path(hf_hub_download(model_id, WEIGHTS, **download))
         try:
             state = config | dict(predictor=load_file(path, device="cpu"))
@@ -103,7 +128,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
         """One or many paths, PIL images or preprocessed pixels (B, 3, S, S) -> (B, Dt) float32 unit rows."""
         if not isinstance(images, torch.Tensor):
             one = isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
-            images = torch.stack([self.vision.preprocess(_upright(image)) for image in ([images] if one else images)])
+            images = torch.stack(
+                [self.vision.preprocess(_upright(image)) for image in ([images] if one else images)]
+            )
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
@@ -120,13 +147,21 @@ class VLJEPA(nn.Module, ModelHubMixin):
         embeddings, from the feature cache. ValueError when the captions file it was trained on is not there any more."""
         recipe, trained_on = self.state["recipe"], set(self.state["trained_on"])
         if not trained_on:
-            raise ValueError("a shared model does not name the images it was trained on; load the run folder of train.py")
+            raise ValueError(
+                "a shared model does not name the images it was trained on; load the run folder of train.py"
+            )
         if not Path(recipe["csv"]).is_file():
-            raise ValueError(f"{recipe['csv']}: the captions this model was trained on are not there; run this where train.py ran")
-        rows = read_captions(recipe["csv"], recipe["image_column"], recipe["caption_column"], recipe["skip_bad"])
+            raise ValueError(
+                f"{recipe['csv']}: the captions this model was trained on are not there; run this where train.py ran"
+            )
+        rows = read_captions(
+            recipe["csv"], recipe["image_column"], recipe["caption_column"], recipe["skip_bad"]
+        )
         captions = list(dict.fromkeys(row.caption for row in rows if row.image_name in trained_on))
         if not captions:
-            raise ValueError(f"{recipe['csv']}: holds none of the images this model was trained on, so it is another file now")
+            raise ValueError(
+                f"{recipe['csv']}: holds none of the images this model was trained on, so it is another file now"
+            )
         return captions, encode_captions(captions, self.text, cache, quiet=True)
 
     def classify(self, image, labels):

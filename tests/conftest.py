@@ -23,7 +23,10 @@ def picture(seed, size=(48, 32)):
     """A smooth little picture that differs from seed to seed: JPEG keeps it nearly as it is."""
     image = Image.linear_gradient("L").resize(size).rotate(40 * seed).convert("RGB")
     draw = ImageDraw.Draw(image)
-    draw.ellipse((4 + 3 * seed % 20, 4, 24 + 3 * seed % 20, 28), fill=((37 * seed) % 256, (91 * seed + 80) % 256, (53 * seed + 160) % 256))
+    draw.ellipse(
+        (4 + 3 * seed % 20, 4, 24 + 3 * seed % 20, 28),
+        fill=((37 * seed) % 256, (91 * seed + 80) % 256, (53 * seed + 160) % 256),
+    )
     return image
 
 
@@ -33,7 +36,9 @@ def make_archive(folder, count=8):
     names = [f"{i:03}.jpg" for i in range(count)]
     for i, name in enumerate(names):
         picture(i).save(folder / "images" / name, quality=95)
-    lines = [f"{name},{caption}" for i, name in enumerate(names) for caption in (f"a disc of colour {i}", "a disc")]
+    lines = [
+        f"{name},{caption}" for i, name in enumerate(names) for caption in (f"a disc of colour {i}", "a disc")
+    ]
     (folder / "captions.csv").write_text("image_name,comment\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return Archive(folder / "captions.csv", folder / "images", names)
 
@@ -43,7 +48,14 @@ class Pixels:
     in place of the batch of that number."""
 
     def __init__(self, name="pixels", stop_at=None, stop=None):
-        self.name, self.key, self.seen, self.batches, self.stop_at, self.stop = name, name, 0, 0, stop_at, stop
+        self.name, self.key, self.seen, self.batches, self.stop_at, self.stop = (
+            name,
+            name,
+            0,
+            0,
+            stop_at,
+            stop,
+        )
         self.matrix = torch.randn(3 * 8 * 8, 24, generator=torch.Generator().manual_seed(len(name)))
 
     def preprocess(self, image):
@@ -67,7 +79,9 @@ class Letters:
 
     def encode(self, texts):
         self.seen += len(texts)
-        return F.normalize(torch.tensor([[1.0 + text.count(chr(i)) for i in range(97, 123)] for text in texts]), dim=-1)
+        return F.normalize(
+            torch.tensor([[1.0 + text.count(chr(i)) for i in range(97, 123)] for text in texts]), dim=-1
+        )
 
 
 def load(archive, **options):

@@ -19,7 +19,15 @@ from models.vision import VisionEncoder
 from models.vljepa import VLJEPA
 
 THINGS = {"a cat": "chelsea", "a cup of coffee": "coffee", "an astronaut": "astronaut", "a rocket": "rocket"}
-SIDE, TOWERS = 88, ("efficientnet-lite0", "efficientnet-lite0-stages", "efficientnet-lite0-stages+efficientnet-lite2", "clip")
+SIDE, TOWERS = (
+    88,
+    (
+        "efficientnet-lite0",
+        "efficientnet-lite0-stages",
+        "efficientnet-lite0-stages+efficientnet-lite2",
+        "clip",
+    ),
+)
 
 
 def thing(text):
@@ -60,9 +68,29 @@ class World:
             self.boxes[f"pair{i}.png"] = boxes
         self.json = root / "boxes.json"
         self.json.write_text(json.dumps(self.boxes | {"0.png": {"a cat": [[0, 0, SIDE, SIDE]]}}))
-        flags = ["--csv", root / "captions.csv", "--images", self.images, "--cache", root / "cache.sqlite", "--run", self.run,
-                 "--vision", "efficientnet-lite0-stages", "--hidden", "64", "--epochs", "30", "--lr", "3e-3", "--device", "cpu",
-                 "--val-fraction", "0", "--quiet"]  # fmt: skip
+        flags = [
+            "--csv",
+            root / "captions.csv",
+            "--images",
+            self.images,
+            "--cache",
+            root / "cache.sqlite",
+            "--run",
+            self.run,
+            "--vision",
+            "efficientnet-lite0-stages",
+            "--hidden",
+            "64",
+            "--epochs",
+            "30",
+            "--lr",
+            "3e-3",
+            "--device",
+            "cpu",
+            "--val-fraction",
+            "0",
+            "--quiet",
+        ]
         assert train.main(list(map(str, flags))) == 0
         self.model = VLJEPA.load(self.run)
 
@@ -78,7 +106,11 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module", params=TOWERS, ids=lambda name: name.replace("efficientnet-", ""))
 def untrained(request, minilm):
     """A model of each kind of tower with a random predictor that standardises."""
-    name = request.param if request.param != "clip" else f"open_clip:ViT-B-16-quickgelu/{request.getfixturevalue('clip_file')}"
+    name = (
+        request.param
+        if request.param != "clip"
+        else f"open_clip:ViT-B-16-quickgelu/{request.getfixturevalue('clip_file')}"
+    )
     vision = VisionEncoder("cpu", name)
     torch.manual_seed(0)
     predictor = Predictor(vision.dim, 384, 32)
@@ -117,7 +149,10 @@ def test_shares_are_the_naive_integral(world):
     """Catches a gradient taken at one point, a wrong baseline, or places read by columns: the loop goes place by place."""
     model, tower = world.model, world.model.vision
     text = model.encode_text(["a cat"])
-    pixels, stages = tower.preprocess(PICTURE)[None], tower.network.feature_maps(tower.preprocess(PICTURE)[None])
+    pixels, stages = (
+        tower.preprocess(PICTURE)[None],
+        tower.network.feature_maps(tower.preprocess(PICTURE)[None]),
+    )
     features, slope, steps = tower.encode(pixels), 0, 400
     for i in range(steps):
         point = ((i + 0.5) / steps * features).requires_grad_()  # mean is zero: this run does not standardise
@@ -136,7 +171,9 @@ def test_explain_finds_each_of_two_things(world, method):
     """Catches maps that are transposed, mirrored, shifted, or the same for every text."""
     scores, maps = explain(world.model, PICTURE, list(BOXES), method)
     assert scores.shape == (2,) and maps.shape == (2, 224, 224)
-    torch.testing.assert_close(scores, (world.model.encode_image(PICTURE) @ world.model.encode_text(list(BOXES)).T)[0])
+    torch.testing.assert_close(
+        scores, (world.model.encode_image(PICTURE) @ world.model.encode_text(list(BOXES)).T)[0]
+    )
     assert [attention.judge(heat, BOXES, text) for heat, text in zip(maps, BOXES)] == [(True, True)] * 2
 
 
@@ -146,7 +183,10 @@ def test_explain_is_in_the_pictures_own_places(world):
     (heat,) = explain(world.model, image, ["a cat"])[1]
     assert heat.shape == (205, 512)  # scaled by 512 / 560
     seen = ~heat.isnan()
-    assert torch.equal(seen, seen[:1].expand_as(seen)) and seen[0].nonzero().flatten()[[0, -1]].tolist() == [153, 357]
+    assert torch.equal(seen, seen[:1].expand_as(seen)) and seen[0].nonzero().flatten()[[0, -1]].tolist() == [
+        153,
+        357,
+    ]
     scaled = {"a cat": [[side * 512 / 560 for side in boxes["a cat"][0]]]}
     assert attention.judge(heat, scaled, "a cat")[0]
     assert explain(world.model, image.rotate(90, expand=True), ["a cat"])[1].shape == (1, 512, 205)
@@ -178,7 +218,9 @@ def test_pointing_tells_this_model_from_those_that_must_lose(world):
     broken = VLJEPA.load(world.run)
     attention.shuffle(broken.vision.network)
     attention.shuffle(broken.predictor)
-    rows = attention.pointing({"shuffled": broken, attention.THIS: world.model}, world.boxes, world.images, quiet=True)
+    rows = attention.pointing(
+        {"shuffled": broken, attention.THIS: world.model}, world.boxes, world.images, quiet=True
+    )
     assert list(rows) == ["random point", "centre", "shuffled", "another text", "this model"]
     (pointed, *_), (found, low, high), alike = rows.pop("this model")
     assert pointed >= 75 and found >= 90 and low <= found <= high and alike > 0.9999
@@ -191,7 +233,9 @@ def test_shuffle_keeps_the_numbers_and_their_layout():
     layer = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last).requires_grad_(False)
     before = layer.weight.clone()
     attention.shuffle(layer)
-    assert torch.equal(layer.weight.flatten().sort()[0], before.flatten().sort()[0]) and not torch.equal(layer.weight, before)
+    assert torch.equal(layer.weight.flatten().sort()[0], before.flatten().sort()[0]) and not torch.equal(
+        layer.weight, before
+    )
     assert layer.weight.stride() == before.stride()
 
 
@@ -212,7 +256,10 @@ def test_judge_by_hand():
     assert attention.judge(torch.zeros(4, 6), boxes, "b") == (False, False)
     assert attention.judge(heat, {"a": boxes["a"]}, "a") == (True, None)
     heat[:, 4:] = math.nan  # cut off: no rival, and no winner either
-    assert attention.judge(heat, boxes, "b") == (False, False) and attention.judge(heat, boxes, "c") == (False, False)
+    assert attention.judge(heat, boxes, "b") == (False, False) and attention.judge(heat, boxes, "c") == (
+        False,
+        False,
+    )
     assert attention.judge(heat, {"a": boxes["a"], "c": boxes["c"]}, "a") == (True, True)
 
 
@@ -230,7 +277,9 @@ def test_rank_correlation_is_spearmans():
     from scipy.stats import spearmanr
 
     a, b = torch.randn(2, 7, 9, generator=torch.Generator().manual_seed(0)).exp()
-    assert attention.rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-5)
+    assert attention.rank_correlation(a, b) == pytest.approx(
+        spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-5
+    )
     expected = spearmanr(a[:, 1:].flatten(), b[:, 1:].flatten()).statistic
     b[:, 0] = math.nan
     assert attention.rank_correlation(a, b) == pytest.approx(expected, abs=1e-5)
@@ -249,17 +298,33 @@ def test_main_writes_panels(world, tmp_path, capsys):
 
 def test_main_plays_the_game_on_held_out_images(world, tmp_path, capsys):
     """Catches images that were trained on in the score, and a table with a row lost."""
-    few = {name: world.boxes[name] for name in list(world.boxes)[:3]} | {"0.png": {"a cat": [[0, 0, SIDE, SIDE]]}}
+    few = {name: world.boxes[name] for name in list(world.boxes)[:3]} | {
+        "0.png": {"a cat": [[0, 0, SIDE, SIDE]]}
+    }
     (tmp_path / "few.json").write_text(json.dumps(few))
     assert world.main("--pointing", tmp_path / "few.json") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "3 held-out images, 6 texts" in lines[0]
     assert [line.split(" |")[0].strip() for line in lines[2:]] == [
-        "random point", "centre", "predictor shuffled", "predictor and tower shuffled", "another text", "this model"]  # fmt: skip
+        "random point",
+        "centre",
+        "predictor shuffled",
+        "predictor and tower shuffled",
+        "another text",
+        "this model",
+    ]
 
 
-BAD = ["{", "[]", '{"a.png": {}}', '{"a.png": {"a cat": []}}', '{"a.png": {"a cat": [[1, 2, 3]]}}', '{"a.png": {"a cat": [[5, 0, 2, 9]]}}',
-       '{"a.png": {"a cat": [[-1, 0, 2, 9]]}}', '{"a.png": {"a cat": {"x": 1}}}']  # fmt: skip
+BAD = [
+    "{",
+    "[]",
+    '{"a.png": {}}',
+    '{"a.png": {"a cat": []}}',
+    '{"a.png": {"a cat": [[1, 2, 3]]}}',
+    '{"a.png": {"a cat": [[5, 0, 2, 9]]}}',
+    '{"a.png": {"a cat": [[-1, 0, 2, 9]]}}',
+    '{"a.png": {"a cat": {"x": 1}}}',
+]
 
 
 @pytest.mark.parametrize("text", BAD)
@@ -279,7 +344,10 @@ def test_main_says_what_is_wrong(world, tmp_path, capsys):
     for flags, said in [
         (["--pointing", tmp_path / "seen.json"], "none of its images is held out"),
         (["--pointing", tmp_path / "none.json"], "none.json"),
-        (["--pointing", world.json, "--images", tmp_path / "none"], "none: no such folder of images; name yours with --images"),
+        (
+            ["--pointing", world.json, "--images", tmp_path / "none"],
+            "none: no such folder of images; name yours with --images",
+        ),
         ([tmp_path / "no.png", "a cat", "--out", out], "no.png: "),
         ([tmp_path / "none.png", "a cat", "--out", out], "none.png"),
         ([tmp_path / "a.png", "a cat", "--out", tmp_path / "none" / "out.png"], "none/out.png"),
@@ -290,8 +358,17 @@ def test_main_says_what_is_wrong(world, tmp_path, capsys):
     assert "train first" in capsys.readouterr().err and not out.exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["a.png"], ["a.png", "text", "--pointing", "b.json"], ["a.png", "text", "--out", "map.jpg"],
-                                   ["train.py", "text", "--method", "guess"]], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["a.png"],
+        ["a.png", "text", "--pointing", "b.json"],
+        ["a.png", "text", "--out", "map.jpg"],
+        ["train.py", "text", "--method", "guess"],
+    ],
+    ids=str,
+)
 def test_wrong_usage_leaves_with_2(flags):
     """Catches flags that contradict each other and one of them quietly ignored."""
     with pytest.raises(SystemExit) as stop:
@@ -309,7 +386,9 @@ def test_out_over_the_image_is_refused(tmp_path):
 def test_import_is_light():
     """Catches a --help that waits for torch, captum or matplotlib."""
     code = "import sys, apps.attention; print({'torch', 'captum', 'matplotlib', 'PIL'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    )
 
 
 def test_draw_archive_writes_the_boxes(tmp_path, capsys):

@@ -13,10 +13,22 @@ from models import checkpoint
 
 def state():
     generator = torch.Generator().manual_seed(0)
-    predictor = {"hidden.weight": torch.randn(30, 20, generator=generator), "hidden.bias": torch.randn(30, generator=generator)}
-    return dict(predictor=predictor, config=dict(hidden_dim=30, dropout=0.5, gated=False), towers=dict(vision=dict(name="v", sha256="ab")),
-                recipe=dict(lr=1e-3, csv="a.csv", vision=None), epoch=3, rng=torch.get_rng_state(), history=[dict(epoch=1, train_loss=0.5)],
-                optimiser=dict(state={0: dict(step=torch.tensor(4.0))}, param_groups=[dict(lr=0.1, betas=(0.9, 0.999))]))  # fmt: skip
+    predictor = {
+        "hidden.weight": torch.randn(30, 20, generator=generator),
+        "hidden.bias": torch.randn(30, generator=generator),
+    }
+    return dict(
+        predictor=predictor,
+        config=dict(hidden_dim=30, dropout=0.5, gated=False),
+        towers=dict(vision=dict(name="v", sha256="ab")),
+        recipe=dict(lr=1e-3, csv="a.csv", vision=None),
+        epoch=3,
+        rng=torch.get_rng_state(),
+        history=[dict(epoch=1, train_loss=0.5)],
+        optimiser=dict(
+            state={0: dict(step=torch.tensor(4.0))}, param_groups=[dict(lr=0.1, betas=(0.9, 0.999))]
+        ),
+    )
 
 
 def same(a, b):
@@ -121,10 +133,20 @@ def test_flipped_bit_in_the_parameters_is_refused(saved):
     refuses(saved, "damaged")
 
 
-GARBAGE = dict(text=b"hello, this is no checkpoint\n" * 50, zeros=bytes(5000), zip=b"PK\x03\x04" + bytes(range(256)) * 20,
-               pickle=b"\x80\x02}q\x00.", one_byte=b"\x80")  # fmt: skip
-FOREIGN = {"state dict": {"hidden.weight": torch.ones(2)}, "later format": state() | {"format": "vl-jepa 99"}, "list": [1, 2],
-           "tensor": torch.ones(3), "no parts": {"format": checkpoint.FORMAT}}  # fmt: skip
+GARBAGE = dict(
+    text=b"hello, this is no checkpoint\n" * 50,
+    zeros=bytes(5000),
+    zip=b"PK\x03\x04" + bytes(range(256)) * 20,
+    pickle=b"\x80\x02}q\x00.",
+    one_byte=b"\x80",
+)
+FOREIGN = {
+    "state dict": {"hidden.weight": torch.ones(2)},
+    "later format": state() | {"format": "vl-jepa 99"},
+    "list": [1, 2],
+    "tensor": torch.ones(3),
+    "no parts": {"format": checkpoint.FORMAT},
+}
 
 
 @pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
@@ -157,7 +179,11 @@ def test_pickle_bomb_is_refused_and_not_run(saved, tmp_path, wrapped):
     if wrapped == "pickle":
         saved.write_bytes(pickle.dumps(bomb))
     else:
-        torch.save(state() | dict(format=checkpoint.FORMAT, recipe=bomb), saved, _use_new_zipfile_serialization=wrapped == "torch")
+        torch.save(
+            state() | dict(format=checkpoint.FORMAT, recipe=bomb),
+            saved,
+            _use_new_zipfile_serialization=wrapped == "torch",
+        )
     refuses(saved)
     assert not bomb.path.exists()
     torch.load(saved, weights_only=False) if wrapped != "pickle" else pickle.loads(saved.read_bytes())

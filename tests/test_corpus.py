@@ -1,7 +1,7 @@
 """Every kind of file a stranger may bring (tests/corpus.py): a right result or one clear error, never anything else.
 
-    python -m pytest tests/test_corpus.py              the corpus, and train.py and eval.py over all of it
-    python -m pytest tests/test_corpus.py -m slow      a minute of fuzzing, and the largest image there may be
+python -m pytest tests/test_corpus.py              the corpus, and train.py and eval.py over all of it
+python -m pytest tests/test_corpus.py -m slow      a minute of fuzzing, and the largest image there may be
 """
 
 import csv
@@ -37,8 +37,14 @@ def bad(outcomes):
 
 
 def run_corpus(*flags):
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.corpus", "--json", *flags], capture_output=True, text=True,
-                          cwd=ROOT, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.corpus", "--json", *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -59,7 +65,10 @@ def test_corpus_gives_a_right_result_or_a_clear_error(report):
 def test_corpus_is_as_large_as_it_is_said_to_be(report):
     """Catches a corpus that shrank, or a kind of file of which nothing is tried."""
     kinds = [kind for kind, _, _ in report["outcomes"]]
-    assert sum(kind in corpus.IMAGE_KINDS for kind in kinds) >= 700 and sum(kind in corpus.CAPTION_KINDS for kind in kinds) >= 100
+    assert (
+        sum(kind in corpus.IMAGE_KINDS for kind in kinds) >= 700
+        and sum(kind in corpus.CAPTION_KINDS for kind in kinds) >= 100
+    )
     assert set(kinds) == set(corpus.IMAGE_KINDS + corpus.CAPTION_KINDS)
 
 
@@ -83,7 +92,14 @@ def test_trial_names_hangs_crashes_and_tracebacks(tmp_path):
         return "right"
 
     outcomes, _ = corpus.trial(["fine", "hang", "crash", "fine", "traceback", "memory"], examine, limit=0.5)
-    assert [o.split(":")[0] for o in outcomes] == ["right", "HANG", "CRASH", "right", "TRACEBACK", "TRACEBACK"]
+    assert [o.split(":")[0] for o in outcomes] == [
+        "right",
+        "HANG",
+        "CRASH",
+        "right",
+        "TRACEBACK",
+        "TRACEBACK",
+    ]
 
 
 def test_examine_sees_wrong_pixels(tmp_path):
@@ -91,7 +107,13 @@ def test_examine_sees_wrong_pixels(tmp_path):
     path = tmp_path / "a.png"
     one_off = corpus.RGB.copy()
     one_off[7, 9, 1] += 2
-    for wrong in (corpus.RGB[:, ::-1], corpus.RGB[:, :, ::-1], corpus.RGB.swapaxes(0, 1), corpus.three(corpus.GREY), one_off):
+    for wrong in (
+        corpus.RGB[:, ::-1],
+        corpus.RGB[:, :, ::-1],
+        corpus.RGB.swapaxes(0, 1),
+        corpus.three(corpus.GREY),
+        one_off,
+    ):
         for end, options in corpus.FINE.items():
             path.write_bytes(corpus.saved(np.ascontiguousarray(wrong), **options))
             case = corpus.Case("sizes", path, corpus.RGB, None, corpus.LOSSY.get(f"plain.{end}", 0))
@@ -105,18 +127,51 @@ def test_examine_sees_wrong_pixels(tmp_path):
 def test_train_and_eval_over_the_corpus_use_exactly_the_good_images(tmp_path, capsys):
     """Catches a run of hours that one file ends, an image left out without a word, or a bad one listed without its line."""
     images, table = tmp_path / "images", tmp_path / "captions.csv"
-    cases = [case for case in corpus.make_images(images, mutations=1) if not case.path.name.startswith("unreadable")]
+    cases = [
+        case
+        for case in corpus.make_images(images, mutations=1)
+        if not case.path.name.startswith("unreadable")
+    ]
     outcomes, _ = corpus.trial(cases)
-    good = [str(case.path.relative_to(images)) for case, outcome in zip(cases, outcomes) if outcome == "right"][::4]
-    damaged = [str(case.path.relative_to(images)) for case, outcome in zip(cases, outcomes) if outcome == "error"]
-    absent = [name for name in damaged if not os.path.isfile(images / name)]  # not a file at all: told before one is opened
-    flags = ["--csv", str(table), "--images", str(images), "--cache", str(tmp_path / "cache"), "--quiet", "--device", "cpu"]
-    more = ["--vision", "efficientnet-lite0", "--epochs", "1", "--hidden", "8", "--val-fraction", "0", "--run", str(tmp_path / "run")]
+    good = [
+        str(case.path.relative_to(images)) for case, outcome in zip(cases, outcomes) if outcome == "right"
+    ][::4]
+    damaged = [
+        str(case.path.relative_to(images)) for case, outcome in zip(cases, outcomes) if outcome == "error"
+    ]
+    absent = [
+        name for name in damaged if not os.path.isfile(images / name)
+    ]  # not a file at all: told before one is opened
+    flags = [
+        "--csv",
+        str(table),
+        "--images",
+        str(images),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+    more = [
+        "--vision",
+        "efficientnet-lite0",
+        "--epochs",
+        "1",
+        "--hidden",
+        "8",
+        "--val-fraction",
+        "0",
+        "--run",
+        str(tmp_path / "run"),
+    ]
 
     def write(names):
         """{image name: line} of a captions file over these images."""
         with open(table, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("image_name", "comment"), *((name, f"picture {i % 7}") for i, name in enumerate(names))])
+            csv.writer(file).writerows(
+                [("image_name", "comment"), *((name, f"picture {i % 7}") for i, name in enumerate(names))]
+            )
         return {row.image_name: row.line for row in read_captions(table)}
 
     lines = write(damaged + good)
@@ -163,7 +218,9 @@ def test_dataset_lists_files_that_may_not_be_read():
 def test_dataset_names_a_file_of_the_other_unicode_form(tmp_path):
     """Catches 'no such file' about a name that looks the same on screen: made on a Mac, unpacked on Linux."""
     (tmp_path / "cafe\u0301.jpg").write_bytes(WHOLE["plain.jpg"])
-    (tmp_path / "captions.csv").write_text("image_name,comment\ncaf\u00e9.jpg,x\ngone.jpg,y\n", encoding="utf-8")
+    (tmp_path / "captions.csv").write_text(
+        "image_name,comment\ncaf\u00e9.jpg,x\ngone.jpg,y\n", encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="Unicode form; rename it") as error:
         VisionTextDataset(tmp_path / "captions.csv", None, tmp_path)
     assert str(error.value).endswith("gone.jpg: no such file")
@@ -173,7 +230,11 @@ def test_upright_rgb_leaves_its_argument_alone():
     """Catches turning the caller's own image in place, twice upright at the second call."""
     from models.dataset import upright_rgb
 
-    image = Image.open(io.BytesIO(corpus.saved(np.ascontiguousarray(corpus.STORED[6](corpus.RGB)), "PNG", exif=corpus.exif(6))))
+    image = Image.open(
+        io.BytesIO(
+            corpus.saved(np.ascontiguousarray(corpus.STORED[6](corpus.RGB)), "PNG", exif=corpus.exif(6))
+        )
+    )
     for _ in range(2):
         assert np.array_equal(upright_rgb(image), corpus.RGB)
 
@@ -193,9 +254,17 @@ def test_open_image_of_the_most_pixels_takes_little_over_a_gigabyte(mode, tmp_pa
     """Catches copies of copies: several threads decode at once, and each may get an image of the limit (0.36 GB as RGB)."""
     side = int(MAX_PIXELS**0.5)
     Image.new(mode, (side, side)).save(tmp_path / "large.png", compress_level=1)
-    code = ("import resource, sys; from models.dataset import open_image; open_image(sys.argv[1]); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "large.png")], capture_output=True, text=True, check=True, cwd=ROOT)
+    code = (
+        "import resource, sys; from models.dataset import open_image; open_image(sys.argv[1]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert int(done.stdout) * 1024 < 1.2e9
 
 
@@ -225,7 +294,11 @@ FUZZ = dict(deadline=10_000, suppress_health_check=list(HealthCheck), database=N
 
 @pytest.mark.slow
 @settings(max_examples=8000, **FUZZ)
-@given(kind=st.sampled_from(sorted(WHOLE)), changes=st.lists(CHANGES, max_size=6), head=st.none() | st.integers(1, 400))
+@given(
+    kind=st.sampled_from(sorted(WHOLE)),
+    changes=st.lists(CHANGES, max_size=6),
+    head=st.none() | st.integers(1, 400),
+)
 def test_fuzz_open_image(kind, changes, head):
     """Catches any exception but ValueError, a mode but RGB, and 10 s for one small file; `head` keeps the changes near the beginning."""
     content = WHOLE[kind]
@@ -236,13 +309,20 @@ def test_fuzz_open_image(kind, changes, head):
         assert str(error).startswith("image: ") and len(str(error)) < 1000
 
 
-TABLES = [data if isinstance(data, bytes) else data.encode() for _, _, data, _ in [*corpus.good_captions(), *corpus.refused_captions()]]
+TABLES = [
+    data if isinstance(data, bytes) else data.encode()
+    for _, _, data, _ in [*corpus.good_captions(), *corpus.refused_captions()]
+]
 TABLES = sorted({data for data in TABLES if len(data) < 5000})
 
 
 @pytest.mark.slow
 @settings(max_examples=8000, **FUZZ)
-@given(content=st.binary(max_size=200) | st.builds(change, st.sampled_from(TABLES), st.lists(CHANGES, max_size=6)), skip_bad=st.booleans())
+@given(
+    content=st.binary(max_size=200)
+    | st.builds(change, st.sampled_from(TABLES), st.lists(CHANGES, max_size=6)),
+    skip_bad=st.booleans(),
+)
 def test_fuzz_read_captions(tmp_path_factory, content, skip_bad):
     """Catches any exception but ValueError, an error without the path, and rows that are empty, unstripped or out of order."""
     path = tmp_path_factory.getbasetemp() / "fuzz.csv"
@@ -252,7 +332,10 @@ def test_fuzz_read_captions(tmp_path_factory, content, skip_bad):
     except ValueError as error:
         assert str(error).startswith(str(path))
         return
-    assert rows and all(row.image_name.strip() == row.image_name != "" and row.caption.strip() == row.caption != "" for row in rows)
+    assert rows and all(
+        row.image_name.strip() == row.image_name != "" and row.caption.strip() == row.caption != ""
+        for row in rows
+    )
     numbers = [row.line for row in rows]
     assert numbers == sorted(set(numbers)) and numbers[0] > 1
 

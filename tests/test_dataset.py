@@ -67,7 +67,9 @@ def test_read_captions_keeps_words_that_look_like_values(table):
 
 def test_read_captions_missing_column_names_what_was_found(table):
     """Catches a bare KeyError: the user has to see the columns of the file and the flag that renames them."""
-    with pytest.raises(ValueError, match=r"table\.csv.*'image_name'.*'comment'.*found: image, caption.*--image-column") as error:
+    with pytest.raises(
+        ValueError, match=r"table\.csv.*'image_name'.*'comment'.*found: image, caption.*--image-column"
+    ) as error:
         read_captions(table("image,caption\na.jpg,x\n"))
     assert "--caption-column" in str(error.value)
     with pytest.raises(ValueError, match="no column 'comment'") as error:
@@ -125,7 +127,9 @@ def test_read_captions_wrong_field_count_names_every_line(table):
     """Catches Flickr8k's unquoted commas cutting a caption short, and Flickr30k's row 19999 that lacks a separator."""
     with pytest.raises(ValueError, match="2 bad lines") as error:
         read_captions(table("image_name,comment\na.jpg,a dog , a ball\nb.jpg,fine\nc.jpg\n"))
-    assert "line 2: 3 fields where the header has 2" in str(error.value) and "line 4: 1 fields" in str(error.value)
+    assert "line 2: 3 fields where the header has 2" in str(error.value) and "line 4: 1 fields" in str(
+        error.value
+    )
     text = "image_name| comment_number| comment\na.jpg| 0| x\n2199200615.jpg| 4   A dog runs across the grass .\n"
     with pytest.raises(ValueError, match="line 3: 2 fields where the header has 3"):
         read_captions(table(text))
@@ -166,8 +170,11 @@ def test_read_captions_header_is_parsed_as_the_rows_are(table):
     assert pairs(table('"image_name", "comment"\n"a.jpg", "x, y"\n')) == [("a.jpg", "x, y")]
 
 
-@pytest.mark.parametrize("content", ["image_name,comment\ra.jpg,x\r", "x" * 200_000, f'image_name,comment\na.jpg,"{"x" * 200_000}"\n'],
-                         ids=["carriage returns", "one long line", "long caption"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    ["image_name,comment\ra.jpg,x\r", "x" * 200_000, f'image_name,comment\na.jpg,"{"x" * 200_000}"\n'],
+    ids=["carriage returns", "one long line", "long caption"],
+)
 def test_read_captions_raises_nothing_but_value_error(table, content):
     """Catches the csv module's own error coming out, which the scripts don't turn into a message."""
     try:
@@ -214,7 +221,9 @@ def test_split_takes_about_the_fraction_and_grows_with_it():
     """Catches a hash that is not uniform, and a fraction that means the training side."""
     sizes = [len(split_by_image(NAMES, f)[1]) for f in (0, 0.05, 0.1, 0.5)]
     assert sizes[0] == 0
-    assert all(abs(n - 2000 * f) < 4 * (2000 * f * (1 - f)) ** 0.5 + 1 for n, f in zip(sizes, (0, 0.05, 0.1, 0.5)))
+    assert all(
+        abs(n - 2000 * f) < 4 * (2000 * f * (1 - f)) ** 0.5 + 1 for n, f in zip(sizes, (0, 0.05, 0.1, 0.5))
+    )
     assert split_by_image(NAMES, 0.1)[1] < split_by_image(NAMES, 0.5)[1]
 
 
@@ -227,8 +236,14 @@ def test_split_depends_on_the_seed():
 def test_split_is_the_same_in_another_process():
     """Catches Python's salted hash(): the checkpoint's validation images would change from run to run."""
     code = "from models.dataset import split_by_image; print(sorted(split_by_image([str(i) for i in range(200)], 0.1, 7)[1]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONHASHSEED": "3"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "3"},
+    )
     assert done.stdout.strip() == str(sorted(split_by_image(map(str, range(200)), 0.1, 7)[1]))
 
 
@@ -267,8 +282,16 @@ def test_open_image_decodes_in_a_fresh_process(kind, tmp_path):
 
 T = Image.Transpose
 # How a file of each EXIF orientation stores an upright picture (6 is a phone held upright: turned left in the file).
-STORED = {1: None, 2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM,
-          5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}  # fmt: skip
+STORED = {
+    1: None,
+    2: T.FLIP_LEFT_RIGHT,
+    3: T.ROTATE_180,
+    4: T.FLIP_TOP_BOTTOM,
+    5: T.TRANSPOSE,
+    6: T.ROTATE_90,
+    7: T.TRANSVERSE,
+    8: T.ROTATE_270,
+}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
@@ -281,7 +304,11 @@ def test_open_image_turns_upright(kind, orientation):
     as_stored = image if turn is None else image.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"JPEG": dict(quality=100, subsampling=0), "WEBP": dict(lossless=True), "AVIF": dict(quality=100, subsampling="4:4:4")}
+    options = {
+        "JPEG": dict(quality=100, subsampling=0),
+        "WEBP": dict(lossless=True),
+        "AVIF": dict(quality=100, subsampling="4:4:4"),
+    }
     got = open_image(stored(as_stored, kind, exif=exif, **options.get(kind, {})))
     assert got.size == image.size and got.mode == "RGB"
     assert abs(values(got) - values(image)).mean() < (2 if kind in ("JPEG", "AVIF") else 1e-9)
@@ -296,8 +323,11 @@ def test_open_image_composites_transparency_on_white(mode):
     assert abs(got - (255 - 55 * np.array([0, 1 / 3, 2 / 3, 1]))).max() <= 1
 
 
-@pytest.mark.parametrize("mode, transparent", [("P", 0), ("P", bytes([0, 255])), ("L", 0), ("1", 0), ("RGB", (0, 0, 0))],
-                         ids=["palette index", "palette alphas", "grey", "bit", "colour key"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode, transparent",
+    [("P", 0), ("P", bytes([0, 255])), ("L", 0), ("1", 0), ("RGB", (0, 0, 0))],
+    ids=["palette index", "palette alphas", "grey", "bit", "colour key"],
+)
 def test_open_image_makes_the_transparent_colour_white(mode, transparent):
     """Catches reading only RGBA as transparent: palette, grey, 1-bit and RGB files mark one of their colours."""
     image = Image.new(mode, (2, 1), 0)
@@ -314,9 +344,28 @@ RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 
 def tiff(data, width, height, bits, sample_format, order):
     """The bytes of an uncompressed one-strip grey TIFF; `order` is '<' or '>'."""
-    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data), 339: sample_format}
-    directory = struct.pack(order + "H", len(entries)) + b"".join(struct.pack(order + "HHII", t, 4, 1, v) for t, v in entries.items())
-    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data)) + data + directory + bytes(4)
+    entries = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(data),
+        339: sample_format,
+    }
+    directory = struct.pack(order + "H", len(entries)) + b"".join(
+        struct.pack(order + "HHII", t, 4, 1, v) for t, v in entries.items()
+    )
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*")
+        + struct.pack(order + "I", 8 + len(data))
+        + data
+        + directory
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian TIFF", "PGM"])
@@ -335,13 +384,34 @@ def test_open_image_scales_16_bit_grey(kind):
 
 def test_open_image_refuses_pixels_without_a_known_white():
     """Catches floating-point and 32-bit pixels clipped to an all-white or all-black picture."""
-    for data, sample_format in ((RAMP.astype("<f4"), 3), (RAMP.astype("<i4") * 1000, 2), (RAMP.astype("<i4") - 5, 2)):
+    for data, sample_format in (
+        (RAMP.astype("<f4"), 3),
+        (RAMP.astype("<i4") * 1000, 2),
+        (RAMP.astype("<i4") - 5, 2),
+    ):
         with pytest.raises(ValueError, match="no known white"):
             open_image(io.BytesIO(tiff(data.tobytes(), 256, 256, 32, sample_format, "<")))
 
 
-@pytest.mark.parametrize("mode_and_kind", ["CMYK JPEG", "CMYK TIFF", "1 PNG", "1 TIFF", "P PNG", "P GIF", "L JPEG", "L PNG", "RGB BMP",
-                                           "RGB WEBP", "RGB AVIF", "RGB PPM", "RGB JPEG2000", "YCbCr JPEG"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode_and_kind",
+    [
+        "CMYK JPEG",
+        "CMYK TIFF",
+        "1 PNG",
+        "1 TIFF",
+        "P PNG",
+        "P GIF",
+        "L JPEG",
+        "L PNG",
+        "RGB BMP",
+        "RGB WEBP",
+        "RGB AVIF",
+        "RGB PPM",
+        "RGB JPEG2000",
+        "YCbCr JPEG",
+    ],
+)
 def test_open_image_gives_rgb_of_every_mode(mode_and_kind):
     """Catches a mode that crashes, comes out inverted (Adobe's CMYK) or keeps palette numbers for colours."""
     mode, kind = mode_and_kind.split()
@@ -359,7 +429,11 @@ def test_open_image_gives_rgb_of_every_mode(mode_and_kind):
 def test_open_image_takes_the_first_frame_of_an_animation():
     """Catches the last frame, or a 4-d array, of an animated GIF."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    assert open_image(stored(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((4, 4)) == (255, 0, 0)
+    assert open_image(stored(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((4, 4)) == (
+        255,
+        0,
+        0,
+    )
 
 
 def test_open_image_takes_a_single_pixel():
@@ -374,7 +448,9 @@ def test_open_image_truncated_jpeg_raises_value_error_or_is_whole():
     for cut in range(0, len(data), 10):
         try:
             got = open_image(io.BytesIO(data[:cut]))
-            assert got.mode == "RGB" and got.size == (64, 64) and cut > len(data) - 16, cut  # all but the end mark is there
+            assert got.mode == "RGB" and got.size == (64, 64) and cut > len(data) - 16, (
+                cut
+            )  # all but the end mark is there
         except ValueError:
             refused += 1
     assert refused >= len(data) // 10 - 1
@@ -382,7 +458,11 @@ def test_open_image_truncated_jpeg_raises_value_error_or_is_whole():
 
 def test_open_image_names_the_file_and_the_reason(tmp_path):
     """Catches an empty file, a web page saved as .jpg or a text file ending in anything but one ValueError with the path."""
-    for name, content in (("empty.jpg", b""), ("page.jpg", b"<!DOCTYPE html><html>404</html>"), ("text.png", b"hello")):
+    for name, content in (
+        ("empty.jpg", b""),
+        ("page.jpg", b"<!DOCTYPE html><html>404</html>"),
+        ("text.png", b"hello"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name) as error:
             open_image(tmp_path / name)
@@ -393,7 +473,14 @@ def test_open_image_names_the_file_and_the_reason(tmp_path):
 
 def png_header(width, height):
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + struct.pack(">I", 0) + b"IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + body
+        + struct.pack(">I", zlib.crc32(body))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+    )
 
 
 @pytest.mark.parametrize("width, height", [(100_000, 100_000), (10_000, 9_000)])
@@ -419,7 +506,10 @@ def test_open_image_never_hands_eps_to_ghostscript(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-WHOLE = {kind: stored(picture(4, (20, 12)), kind).getvalue() for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")}
+WHOLE = {
+    kind: stored(picture(4, (20, 12)), kind).getvalue()
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged metadata
@@ -429,7 +519,9 @@ WHOLE = {kind: stored(picture(4, (20, 12)), kind).getvalue() for kind in ("PNG",
 def test_open_image_damaged_bytes_raise_nothing_but_value_error(kind, data):
     """Catches any other exception of Pillow's decoders (SyntaxError, struct.error, ...) ending a run of hours."""
     content = bytearray(WHOLE[kind])
-    changes = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=6)
+    changes = st.lists(
+        st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=6
+    )
     for at, value in data.draw(changes):
         content[at] = value
     try:
@@ -449,8 +541,12 @@ def test_dataset_gives_pixels_and_caption_of_each_row(archive):
     """Catches a caption paired with its neighbour's image: `image_of` and the order of first appearance."""
     archive.csv.write_text("image_name,comment\n002.jpg,two\n000.jpg,zero\n002.jpg,two again\n")
     dataset = VisionTextDataset(archive.csv, to_tensor, archive.images)
-    assert dataset.image_names == ["002.jpg", "000.jpg"] and dataset.image_of == [0, 1, 0] and len(dataset) == 3
-    for row, (name, caption) in enumerate([("002.jpg", "two"), ("000.jpg", "zero"), ("002.jpg", "two again")]):
+    assert (
+        dataset.image_names == ["002.jpg", "000.jpg"] and dataset.image_of == [0, 1, 0] and len(dataset) == 3
+    )
+    for row, (name, caption) in enumerate(
+        [("002.jpg", "two"), ("000.jpg", "zero"), ("002.jpg", "two again")]
+    ):
         pixels, text = dataset[row]
         assert text == caption and torch.equal(pixels, to_tensor(Image.open(archive.images / name)))
 
@@ -470,7 +566,9 @@ def test_dataset_lists_all_missing_images_at_once(archive):
     with pytest.raises(ValueError, match="3 of 8 images") as error:
         VisionTextDataset(archive.csv, to_tensor, archive.images)
     for i, name in enumerate(archive.names[1:4], 1):
-        assert f"line {2 + 2 * i}: {name}" in str(error.value) and str(archive.images / name) in str(error.value)
+        assert f"line {2 + 2 * i}: {name}" in str(error.value) and str(archive.images / name) in str(
+            error.value
+        )
 
 
 def test_dataset_lists_names_that_lead_outside(archive):

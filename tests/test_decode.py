@@ -19,8 +19,13 @@ from models.decoder import FILES, Decoder, batches_by_length
 ROOT = decode.Path(__file__).parent.parent
 SHA256 = "5" * 64
 TINY = dict(vocab=300, width=32, layers=1)
-CAPTIONS = [f"{article} {colour} {animal} {place}" for animal in ("dog", "horse", "parrot", "whale") for colour in ("red", "white", "black")
-            for place in ("on a beach", "in the snow") for article in ("a", "one")]  # fmt: skip
+CAPTIONS = [
+    f"{article} {colour} {animal} {place}"
+    for animal in ("dog", "horse", "parrot", "whale")
+    for colour in ("red", "white", "black")
+    for place in ("on a beach", "in the snow")
+    for article in ("a", "one")
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +46,28 @@ def decoder(embeddings):
 def small(captions=CAPTIONS, width=8, **options):
     """An untrained decoder of random embeddings."""
     torch.manual_seed(0)
-    return Decoder.build(captions, F.normalize(torch.randn(len(captions), width), dim=-1), SHA256, **(TINY | dict(dropout=0.0) | options))
+    return Decoder.build(
+        captions,
+        F.normalize(torch.randn(len(captions), width), dim=-1),
+        SHA256,
+        **(TINY | dict(dropout=0.0) | options),
+    )
 
 
 def test_decoder_writes_what_an_embedding_says(decoder, minilm):
     """Catches a decoder that reads no embedding (its captions would be one fluent sentence for all), and one that can only
     repeat: none of these sentences was in training."""
-    asked = [f"a photo of the {colour} {animal} {place}" for animal in ("horse", "whale") for colour in ("red", "black")
-             for place in ("on a beach", "in the snow")]  # fmt: skip
+    asked = [
+        f"a photo of the {colour} {animal} {place}"
+        for animal in ("horse", "whale")
+        for colour in ("red", "black")
+        for place in ("on a beach", "in the snow")
+    ]
     written = decoder.write(minilm.encode(asked))
-    right = [sum(word in text.split() for word in (sentence.split()[4], sentence.split()[5], sentence.split()[-1]))
-             for sentence, text in zip(asked, written)]  # fmt: skip
+    right = [
+        sum(word in text.split() for word in (sentence.split()[4], sentence.split()[5], sentence.split()[-1]))
+        for sentence, text in zip(asked, written)
+    ]
     assert sum(right) >= 20, written  # of 24 words
     wrong = decoder.write(minilm.encode(asked).flip(0))
     assert wrong == written[::-1]
@@ -76,8 +92,12 @@ def test_more_beams_never_write_a_less_likely_caption_on_average(decoder, embedd
 
     def likelihood(beams):
         texts = decoder.write(embeddings[:12], beams)
-        losses = [decoder(decoder.project(row[None]), torch.tensor([decoder.tokenizer.encode(text).ids + [0]])).item()
-                  for row, text in zip(embeddings, texts)]  # fmt: skip
+        losses = [
+            decoder(
+                decoder.project(row[None]), torch.tensor([decoder.tokenizer.encode(text).ids + [0]])
+            ).item()
+            for row, text in zip(embeddings, texts)
+        ]
         return -np.mean(losses)
 
     with torch.no_grad():
@@ -101,7 +121,12 @@ def test_loss_is_the_naive_sum_and_padding_counts_for_nothing():
         naive = []
         for row, caption in zip(rows, tokens):
             for i, token in enumerate(caption):
-                read = torch.cat([made.prefix(row)[None], made.network.transformer.wte(torch.tensor(caption[:i], dtype=torch.long))])
+                read = torch.cat(
+                    [
+                        made.prefix(row)[None],
+                        made.network.transformer.wte(torch.tensor(caption[:i], dtype=torch.long)),
+                    ]
+                )
                 naive.append(-made.network(inputs_embeds=read[None]).logits[0, -1].log_softmax(-1)[token])
     torch.testing.assert_close(loss, torch.stack(naive).mean())
 
@@ -118,8 +143,14 @@ def test_project_is_the_naive_weighted_mean():
 
 def test_project_brings_a_stray_embedding_back_to_the_captions(decoder, embeddings):
     """Catches the gap it is there to bridge: what points away from all captions must be read as something among them."""
-    stray = F.normalize(embeddings + 2 * torch.randn(1, embeddings.shape[1], generator=torch.Generator().manual_seed(0)) / 384**0.5, dim=-1)
-    assert (decoder.project(stray) @ embeddings.T).max(1).values.mean() > (stray @ embeddings.T).max(1).values.mean() + 0.2
+    stray = F.normalize(
+        embeddings
+        + 2 * torch.randn(1, embeddings.shape[1], generator=torch.Generator().manual_seed(0)) / 384**0.5,
+        dim=-1,
+    )
+    assert (decoder.project(stray) @ embeddings.T).max(1).values.mean() > (stray @ embeddings.T).max(
+        1
+    ).values.mean() + 0.2
 
 
 def test_fit_gives_the_same_weights_for_the_same_seed():
@@ -127,7 +158,9 @@ def test_fit_gives_the_same_weights_for_the_same_seed():
 
     def fitted(seed):
         torch.manual_seed(seed)
-        made = Decoder.build(CAPTIONS, F.normalize(torch.arange(1.0, 48 * 8 + 1).view(48, 8).sin(), dim=-1), SHA256, **TINY)
+        made = Decoder.build(
+            CAPTIONS, F.normalize(torch.arange(1.0, 48 * 8 + 1).view(48, 8).sin(), dim=-1), SHA256, **TINY
+        )
         steps = [loss for _, loss in made.fit(CAPTIONS, epochs=1, batch_size=16, least_steps=0)]
         assert len(steps) == 3 and not made.training
         return made.state_dict()
@@ -215,7 +248,10 @@ def test_load_refuses_what_it_should_not_read(tmp_path):
 
 def test_words_are_lower_case_without_punctuation():
     """Catches a rule that another side of the comparison does not share: case, marks, apostrophes, letters beyond ASCII."""
-    assert decode.words(' A man\'s dog , "Rex" , runs!  Two-legged Käfer, 3 of_them .') == "a man's dog rex runs two legged käfer 3 of them"
+    assert (
+        decode.words(' A man\'s dog , "Rex" , runs!  Two-legged Käfer, 3 of_them .')
+        == "a man's dog rex runs two legged käfer 3 of them"
+    )
     assert decode.words("...") == ""
 
 
@@ -239,17 +275,30 @@ def test_scores_are_those_of_pycocoevalcap(people):
     for chosen in (range(60), random.Random(0).choices(range(60), k=60)):
         gts = {n: [decode.words(t) for t in references[i]] for n, i in enumerate(chosen)}
         res = {n: [decode.words(written[i])] for n, i in enumerate(chosen)}
-        assert decode.bleu4(rows[list(chosen)].sum(0)) == pytest.approx(Bleu(4).compute_score(gts, res, verbose=0)[0][3], abs=1e-6)
-    gts, res = dict(enumerate([[decode.words(t) for t in r] for r in references])), {i: [decode.words(t)] for i, t in enumerate(written)}
+        assert decode.bleu4(rows[list(chosen)].sum(0)) == pytest.approx(
+            Bleu(4).compute_score(gts, res, verbose=0)[0][3], abs=1e-6
+        )
+    gts, res = (
+        dict(enumerate([[decode.words(t) for t in r] for r in references])),
+        {i: [decode.words(t)] for i, t in enumerate(written)},
+    )
     assert cider.mean() == pytest.approx(Cider().compute_score(gts, res)[0])
 
 
 def test_scores_order_copies_people_and_nonsense(people):
     """Catches a metric read upside down, and a broken writer that looks good: one caption for every image, or none at all."""
     references, written = people
-    written_by = dict(copy=[r[0] for r in references], person=written, one=[written[0]] * 60, shuffled=written[1:] + written[:1],
-                      none=[""] * 60)  # fmt: skip
-    score = {name: [value for value, _, _ in decode.intervals(*decode.counts(texts, references))] for name, texts in written_by.items()}
+    written_by = dict(
+        copy=[r[0] for r in references],
+        person=written,
+        one=[written[0]] * 60,
+        shuffled=written[1:] + written[:1],
+        none=[""] * 60,
+    )
+    score = {
+        name: [value for value, _, _ in decode.intervals(*decode.counts(texts, references))]
+        for name, texts in written_by.items()
+    }
     assert score["copy"][0] == pytest.approx(100)
     for bleu_or_cider in (0, 1):
         order = [score[name][bleu_or_cider] for name in ("copy", "person", "shuffled", "none")]
@@ -276,11 +325,18 @@ def test_score_of_a_single_image_is_refused():
 def test_consensus_is_the_naive_loop_and_passes_over_an_odd_one():
     """Catches an average over the wrong axis, and neighbours that are numbered within themselves."""
     g = torch.Generator().manual_seed(0)
-    memory, predicted = F.normalize(torch.randn(50, 6, generator=g), dim=-1), F.normalize(torch.randn(7, 6, generator=g), dim=-1)
+    memory, predicted = (
+        F.normalize(torch.randn(50, 6, generator=g), dim=-1),
+        F.normalize(torch.randn(7, 6, generator=g), dim=-1),
+    )
     for row, got in zip(predicted, decode.consensus(predicted, memory, 5)):
         near = sorted(range(50), key=lambda i: -float(row @ memory[i]))[:5]
-        assert got == max(near, key=lambda i: float(row @ memory[i]) + sum(float(memory[i] @ memory[j]) for j in near) / 5)
-    crowd = F.normalize(torch.tensor([[1.0, 0.1, 0.5], [1.0, 0.0, 0.5], [1.0, 0.2, 0.5], [1.0, 0.0, -0.3]]), dim=-1)
+        assert got == max(
+            near, key=lambda i: float(row @ memory[i]) + sum(float(memory[i] @ memory[j]) for j in near) / 5
+        )
+    crowd = F.normalize(
+        torch.tensor([[1.0, 0.1, 0.5], [1.0, 0.0, 0.5], [1.0, 0.2, 0.5], [1.0, 0.0, -0.3]]), dim=-1
+    )
     assert (torch.tensor([[1.0, 0.0, 0.0]]) @ crowd.T).argmax() == 3
     assert decode.consensus(torch.tensor([[1.0, 0.0, 0.0]]), crowd) == 1
 
@@ -296,16 +352,60 @@ def run(tmp_path_factory):
         shutil.copy(ROOT / "my_image_archive" / name, root / "images" / name)
     lines = [f'{row.image_name},"{row.caption}"' for row in rows if row.image_name in names]
     (root / "captions.csv").write_text("image_name,comment\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    flags = ["--csv", root / "captions.csv", "--images", root / "images", "--cache", root / "cache.sqlite", "--run", root / "run",
-             "--vision", "efficientnet-lite0", "--hidden", "16", "--epochs", "2", "--val-fraction", "0.3", "--device", "cpu",
-             "--quiet"]  # fmt: skip
+    flags = [
+        "--csv",
+        root / "captions.csv",
+        "--images",
+        root / "images",
+        "--cache",
+        root / "cache.sqlite",
+        "--run",
+        root / "run",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        "16",
+        "--epochs",
+        "2",
+        "--val-fraction",
+        "0.3",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert train.main(list(map(str, flags))) == 0
-    assert call(root / "run", "train", "--epochs", "0", "--width", "16", "--layers", "1", "--vocab", "257", "--quiet") == 0
+    assert (
+        call(
+            root / "run",
+            "train",
+            "--epochs",
+            "0",
+            "--width",
+            "16",
+            "--layers",
+            "1",
+            "--vocab",
+            "257",
+            "--quiet",
+        )
+        == 0
+    )
     return root / "run"
 
 
 def call(run, command, *flags):
-    return decode.main([command, *map(str, flags), "--run", str(run), "--cache", str(run.parent / "cache.sqlite"), "--device", "cpu"])
+    return decode.main(
+        [
+            command,
+            *map(str, flags),
+            "--run",
+            str(run),
+            "--cache",
+            str(run.parent / "cache.sqlite"),
+            "--device",
+            "cpu",
+        ]
+    )
 
 
 def test_caption_tells_files_and_folders_in_every_way(run, tmp_path, capsys):
@@ -335,7 +435,14 @@ def test_score_prints_floor_decoder_and_ceiling(run, capsys):
     csv = run.parent / "captions.csv"
     assert call(run, "score", "--csv", csv, "--held-out", "--quiet") == 0
     table = capsys.readouterr().out
-    for row in ("a random training caption", "nearest training caption", "consensus of the 40", "decoder  ", "a person (4 ", "DeCap 2023"):
+    for row in (
+        "a random training caption",
+        "nearest training caption",
+        "consensus of the 40",
+        "decoder  ",
+        "a person (4 ",
+        "DeCap 2023",
+    ):
         assert row in table
     assert "which flatters" not in table
     images = int(table.split(": ")[1].split()[0])
@@ -348,14 +455,16 @@ def test_wrong_input_is_told_in_one_line(run, tmp_path, capsys):
     """Catches tracebacks, and a failure that ends with 0."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.jpg").write_text("no image")
-    for flags, told in (((run, "caption", tmp_path / "none.jpg"), "none.jpg"),
-                        ((run, "caption", tmp_path / "no.jpg"), "no.jpg"),
-                        ((run, "caption", tmp_path / "empty"), "no files"),
-                        ((run, "caption", tmp_path / "no.jpg", "--beams", "0"), "--beams is 0"),
-                        ((run, "score", "--csv", tmp_path / "none.csv"), "none.csv"),
-                        ((run, "train", "--temperature", "0"), "temperature 0"),
-                        ((run, "train", "--width", "10"), "10"),
-                        ((tmp_path / "empty", "train"), "train first")):  # fmt: skip
+    for flags, told in (
+        ((run, "caption", tmp_path / "none.jpg"), "none.jpg"),
+        ((run, "caption", tmp_path / "no.jpg"), "no.jpg"),
+        ((run, "caption", tmp_path / "empty"), "no files"),
+        ((run, "caption", tmp_path / "no.jpg", "--beams", "0"), "--beams is 0"),
+        ((run, "score", "--csv", tmp_path / "none.csv"), "none.csv"),
+        ((run, "train", "--temperature", "0"), "temperature 0"),
+        ((run, "train", "--width", "10"), "10"),
+        ((tmp_path / "empty", "train"), "train first"),
+    ):
         assert call(*flags) == 1
         err = capsys.readouterr().err
         assert err.startswith("decode: ") and told in err and "Traceback" not in err
@@ -398,13 +507,23 @@ def llm(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=small().tokenizer, eos_token="<end>")
     tokenizer.save_pretrained(tmp_path / "llm")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         max_position_embeddings=2048, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
     return tmp_path / "llm"
 
 
-@pytest.mark.parametrize("template", [None, "<{{ messages[0]['content'] }}>{% if add_generation_prompt %}:{% endif %}"])
+@pytest.mark.parametrize(
+    "template", [None, "<{{ messages[0]['content'] }}>{% if add_generation_prompt %}:{% endif %}"]
+)
 def test_llm_is_given_the_captions_in_its_own_form(llm, template):
     """Catches a chat model that gets a bare prompt, captions that never arrive, and an answer with the prompt still in it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -412,10 +531,16 @@ def test_llm_is_given_the_captions_in_its_own_form(llm, template):
     tokenizer = AutoTokenizer.from_pretrained(llm)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(llm)
-    prompt = f"<{decode.INSTRUCTION}\n\n- a dog\n- two dogs>:" if template else f"{decode.EXAMPLES}Captions: a dog | two dogs\nOne caption:"
+    prompt = (
+        f"<{decode.INSTRUCTION}\n\n- a dog\n- two dogs>:"
+        if template
+        else f"{decode.EXAMPLES}Captions: a dog | two dogs\nOne caption:"
+    )
     inputs = tokenizer(prompt, return_tensors="pt")
     network = AutoModelForCausalLM.from_pretrained(llm)
-    tokens = network.generate(**inputs, max_new_tokens=60, do_sample=False, pad_token_id=0)[0, inputs["input_ids"].shape[1] :]
+    tokens = network.generate(**inputs, max_new_tokens=60, do_sample=False, pad_token_id=0)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     answer = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert decode.load_llm(str(llm), "cpu")(["a dog", "two dogs"]) == (answer.splitlines() or [""])[0].strip()
 

@@ -48,7 +48,9 @@ def test_unique_csv_takes_one_of_the_five():
 
 def test_images_are_exactly_the_rows():
     """Catches a picture without captions, captions without a picture, and a stray file in the folder."""
-    assert {path.name for path in (ROOT / "my_image_archive").iterdir()} == {name for name, _ in rows("caption.csv")[1:]}
+    assert {path.name for path in (ROOT / "my_image_archive").iterdir()} == {
+        name for name, _ in rows("caption.csv")[1:]
+    }
     assert len(SCENES) >= 600
 
 
@@ -73,9 +75,17 @@ def test_things_are_many_and_inside():
 
 @pytest.mark.parametrize(
     ("phrase", "many"),
-    [("mouse", "mice"), ("woolly sheep", "woolly sheep"), ("slice of pizza", "slices of pizza"), ("man riding a bike", "men riding bikes"),
-     ("puppy", "puppies"), ("birthday cake", "birthday cakes"), ("knife", "knives"), ("lady in a rowing boat", "ladies in rowing boats")],
-)  # fmt: skip
+    [
+        ("mouse", "mice"),
+        ("woolly sheep", "woolly sheep"),
+        ("slice of pizza", "slices of pizza"),
+        ("man riding a bike", "men riding bikes"),
+        ("puppy", "puppies"),
+        ("birthday cake", "birthday cakes"),
+        ("knife", "knives"),
+        ("lady in a rowing boat", "ladies in rowing boats"),
+    ],
+)
 def test_plural_is_english(phrase, many):
     """Catches 'two mouses' and 'two man riding a bikes'."""
     assert draw_archive.plural(phrase) == many
@@ -83,7 +93,9 @@ def test_plural_is_english(phrase, many):
 
 def test_relation_is_seen_from_the_first_thing():
     """Catches left and right swapped: the caption would be false of the picture."""
-    left, right = (draw_archive.Thing("dog", "", "", "", box) for box in ((10, 100, 60, 150), (180, 100, 230, 150)))
+    left, right = (
+        draw_archive.Thing("dog", "", "", "", box) for box in ((10, 100, 60, 150), (180, 100, 230, 150))
+    )
     rng = draw_archive.Random(0)
     assert "left" in draw_archive.relation(rng, [left], [right])
     assert "right" in draw_archive.relation(rng, [right], [left])
@@ -105,7 +117,16 @@ def test_main_does_not_overwrite(tmp_path):
     mine = tmp_path / "caption.csv"
     mine.write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit, match="--overwrite"):
-        draw_archive.main(["--out", str(tmp_path / "images"), "--captions", str(mine), "--unique", str(tmp_path / "unique.csv")])
+        draw_archive.main(
+            [
+                "--out",
+                str(tmp_path / "images"),
+                "--captions",
+                str(mine),
+                "--unique",
+                str(tmp_path / "unique.csv"),
+            ]
+        )
     assert mine.read_text(encoding="utf-8") == "mine"
 
 

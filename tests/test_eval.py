@@ -18,7 +18,10 @@ from models.features import encode_archive
 from models.vljepa import VLJEPA
 from models.zeroshot import PLAIN, TEMPLATES
 
-COLOURS, SHAPES = ("red", "green", "blue", "yellow", "black", "pink"), ("ellipse", "rectangle", "triangle", "line")
+COLOURS, SHAPES = (
+    ("red", "green", "blue", "yellow", "black", "pink"),
+    ("ellipse", "rectangle", "triangle", "line"),
+)
 HEAVY = ["open_clip", "timm", "sentence_transformers", "transformers", "torchvision", "pandas", "matplotlib"]
 RECALLS = {f"{way}_recall@{k}" for way in ("image_retrieval", "text_retrieval") for k in (1, 5, 10)}
 
@@ -37,24 +40,69 @@ class World:
     """Images, captions, cache and a trained run, a quarter of the images held out."""
 
     def __init__(self, root):
-        self.images, self.csv, self.cache, self.run, rows = root / "images", root / "captions.csv", root / "cache.sqlite", root / "run", []
+        self.images, self.csv, self.cache, self.run, rows = (
+            root / "images",
+            root / "captions.csv",
+            root / "cache.sqlite",
+            root / "run",
+            [],
+        )
         self.images.mkdir()
         for colour in COLOURS:
             for shape in SHAPES:
                 name = f"{colour}-{shape}.jpg"
                 draw(self.images / name, colour, shape)
-                rows += [(name, f"a {colour} {shape}"), (name, f"the drawing shows one {shape} that is {colour}")]
+                rows += [
+                    (name, f"a {colour} {shape}"),
+                    (name, f"the drawing shows one {shape} that is {colour}"),
+                ]
         with open(self.csv, "w", newline="") as file:
             csv.writer(file).writerows([("image_name", "comment"), *rows])
-        flags = ["--csv", self.csv, "--images", self.images, "--cache", self.cache, "--run", self.run, "--vision", "efficientnet-lite0",
-                 "--device", "cpu", "--hidden", "16", "--batch-size", "8", "--epochs", "12", "--lr", "3e-3", "--loss", "info_nce",
-                 "--standardise", "--val-fraction", "0.25", "--quiet"]  # fmt: skip
+        flags = [
+            "--csv",
+            self.csv,
+            "--images",
+            self.images,
+            "--cache",
+            self.cache,
+            "--run",
+            self.run,
+            "--vision",
+            "efficientnet-lite0",
+            "--device",
+            "cpu",
+            "--hidden",
+            "16",
+            "--batch-size",
+            "8",
+            "--epochs",
+            "12",
+            "--lr",
+            "3e-3",
+            "--loss",
+            "info_nce",
+            "--standardise",
+            "--val-fraction",
+            "0.25",
+            "--quiet",
+        ]
         assert train.main(list(map(str, flags))) == 0
         self.trained_on = set(checkpoint.load(self.run / "best.pt")["trained_on"])
         self.model = VLJEPA.load(self.run)
 
     def eval(self, *flags):
-        return eval.main([*map(str, flags), "--run", str(self.run), "--cache", str(self.cache), "--device", "cpu", "--quiet"])
+        return eval.main(
+            [
+                *map(str, flags),
+                "--run",
+                str(self.run),
+                "--cache",
+                str(self.cache),
+                "--device",
+                "cpu",
+                "--quiet",
+            ]
+        )
 
     def features(self, only=None):
         dataset = VisionTextDataset(self.csv, self.model.vision.preprocess, self.images, only=only)
@@ -77,7 +125,10 @@ def classes(world, tmp_path):
     for colour in COLOURS:
         (tmp_path / "colours" / f"the_{colour}").mkdir(parents=True)
         for shape in SHAPES:
-            shutil.copy(world.images / f"{colour}-{shape}.jpg", tmp_path / "colours" / f"the_{colour}" / f"{shape}.jpg")
+            shutil.copy(
+                world.images / f"{colour}-{shape}.jpg",
+                tmp_path / "colours" / f"the_{colour}" / f"{shape}.jpg",
+            )
     return tmp_path / "colours"
 
 
@@ -100,10 +151,14 @@ def test_answer_is_two_lines_as_documented(world, photo, capsys):
     first, second, *rest = capsys.readouterr().out.splitlines()
     (scores,) = ask(world, [photo], labels)
     assert first == f"Prediction: {labels[max(range(3), key=scores.__getitem__)]}"
-    assert second.startswith("Scores: [") and json.loads(second.removeprefix("Scores: ")) == pytest.approx(scores, abs=1e-4)
+    assert second.startswith("Scores: [") and json.loads(second.removeprefix("Scores: ")) == pytest.approx(
+        scores, abs=1e-4
+    )
     best_first = sorted(zip(scores, labels), reverse=True)
     assert [line.split(maxsplit=1)[1] for line in rest] == [label for _, label in best_first]
-    assert [float(line.split()[0]) for line in rest] == pytest.approx([score for score, _ in best_first], abs=1e-4)
+    assert [float(line.split()[0]) for line in rest] == pytest.approx(
+        [score for score, _ in best_first], abs=1e-4
+    )
 
 
 def test_answer_without_flags_takes_the_documented_image_and_labels(world, tmp_path, monkeypatch, capsys):
@@ -122,8 +177,13 @@ def test_model_finds_the_drawings_it_saw(world):
     """Catches an evaluation whose every number is right and whose answers are worthless (images or labels mixed up)."""
     labels = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
     names = sorted(world.trained_on)
-    scores = world.model.encode_image([world.images / name for name in names]) @ world.model.encode_text(labels).T
-    right = [labels[i] == f"a {name.split('-')[0]} {name.split('-')[1][:-4]}" for i, name in zip(scores.argmax(1).tolist(), names)]
+    scores = (
+        world.model.encode_image([world.images / name for name in names]) @ world.model.encode_text(labels).T
+    )
+    right = [
+        labels[i] == f"a {name.split('-')[0]} {name.split('-')[1][:-4]}"
+        for i, name in zip(scores.argmax(1).tolist(), names)
+    ]
     assert sum(right) / len(right) > 0.7
 
 
@@ -142,7 +202,10 @@ def test_several_images_and_a_folder_are_answered_in_order(world, photo, tmp_pat
     assert world.eval(photo, tmp_path / "folder", "--labels", "one", "two") == 0
     lines = capsys.readouterr().out.splitlines()
     at = [i + 1 for i, line in enumerate(lines) if line.startswith("Prediction: ")]
-    assert [lines[i - 2] for i in at] == [str(photo), *(str(tmp_path / "folder" / name) for name in ("a.jpg", "b.jpg", "c.jpg"))]
+    assert [lines[i - 2] for i in at] == [
+        str(photo),
+        *(str(tmp_path / "folder" / name) for name in ("a.jpg", "b.jpg", "c.jpg")),
+    ]
 
 
 def test_empty_folder_and_missing_image_are_errors(world, tmp_path, capsys):
@@ -251,7 +314,9 @@ def test_held_out_leaves_out_the_images_that_were_trained_on(world, capsys):
 def test_held_out_with_nothing_left_is_an_error(world, tmp_path, capsys):
     """Catches recalls of an empty set."""
     with open(tmp_path / "seen.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("image_name", "comment"), *((name, "seen") for name in world.trained_on)])
+        csv.writer(file).writerows(
+            [("image_name", "comment"), *((name, "seen") for name in world.trained_on)]
+        )
     assert world.eval("--csv", tmp_path / "seen.csv", "--held-out") == 1
     assert "seen.csv" in capsys.readouterr().err
 
@@ -260,9 +325,16 @@ def test_retrieval_table_shows_chance_and_baselines_that_know_nothing(world, cap
     """Catches a baseline row that leaks: a constant prediction must not beat chance, nor an untrained predictor a trained one."""
     result, out = retrieve(world, capsys)
     rows = result["rows"]
-    assert list(rows)[:3] == ["chance", "untrained predictor", "mean caption"] and rows["this model"] == result["metrics"]
+    assert (
+        list(rows)[:3] == ["chance", "untrained predictor", "mean caption"]
+        and rows["this model"] == result["metrics"]
+    )
     assert rows["mean caption"]["image_retrieval_recall@1"] <= rows["chance"]["image_retrieval_recall@1"]
-    assert rows["untrained predictor"]["text_retrieval_recall@1"] < 0.25 < rows["this model"]["text_retrieval_recall@1"]
+    assert (
+        rows["untrained predictor"]["text_retrieval_recall@1"]
+        < 0.25
+        < rows["this model"]["text_retrieval_recall@1"]
+    )
     assert all(any(line.startswith(name) for line in out.splitlines()) for name in rows) and "95 %" in out
 
 
@@ -276,8 +348,13 @@ def test_hub_correction_adds_a_row_and_leaves_the_plain_one(world, capsys):
     assert corrected["metrics"] == plain["metrics"]
     names = {path.name for path in world.images.iterdir()}
     mine, bank = world.features(only=names - world.trained_on), world.features(only=world.trained_on)
-    expected = metrics.retrieval(world.model.predict(mine.image), mine.text, mine.image_of,
-                                 image_bank=world.model.predict(bank.image), text_bank=bank.text)  # fmt: skip
+    expected = metrics.retrieval(
+        world.model.predict(mine.image),
+        mine.text,
+        mine.image_of,
+        image_bank=world.model.predict(bank.image),
+        text_bank=bank.text,
+    )
     assert corrected["rows"][added.pop()] == pytest.approx(expected)
 
 
@@ -303,10 +380,23 @@ def test_classes_give_the_accuracies_worked_out_by_hand(world, classes, tmp_path
     result = json.loads((tmp_path / "result.json").read_text())
     folders = sorted(os.listdir(classes))
     labels = [folder.replace("_", " ") for folder in folders]
-    scores = ask(world, [classes / folder / f"{shape}.jpg" for folder in folders for shape in SHAPES], labels, templates)
-    accuracy = sum(max(range(6), key=row.__getitem__) == i // len(SHAPES) for i, row in enumerate(scores)) / len(scores)
-    assert result["task"] == "zeroshot_classification" and result["metrics"].keys() >= {"acc1", "acc5", "mean_per_class_recall"}
-    assert result["metrics"]["acc1"] == pytest.approx(accuracy) and result["metrics"]["mean_per_class_recall"] == pytest.approx(accuracy)
+    scores = ask(
+        world,
+        [classes / folder / f"{shape}.jpg" for folder in folders for shape in SHAPES],
+        labels,
+        templates,
+    )
+    accuracy = sum(
+        max(range(6), key=row.__getitem__) == i // len(SHAPES) for i, row in enumerate(scores)
+    ) / len(scores)
+    assert result["task"] == "zeroshot_classification" and result["metrics"].keys() >= {
+        "acc1",
+        "acc5",
+        "mean_per_class_recall",
+    }
+    assert result["metrics"]["acc1"] == pytest.approx(accuracy) and result["metrics"][
+        "mean_per_class_recall"
+    ] == pytest.approx(accuracy)
     assert accuracy > 1 / 6 and result["metrics"]["acc5"] >= accuracy
     assert f"{100 * accuracy:.1f} %" in capsys.readouterr().out
 
@@ -325,9 +415,14 @@ def test_classnames_rename_the_folders(world, classes, tmp_path, capsys):
     shutil.copytree(classes, tmp_path / "ids")
     for i, colour in enumerate(COLOURS):  # ids in another order than the names
         os.rename(tmp_path / "ids" / f"the_{colour}", tmp_path / "ids" / f"n{90 - i}")
-    (tmp_path / "names.txt").write_text("".join(f"n{90 - i}\tthe {colour}\n" for i, colour in enumerate(COLOURS)))
+    (tmp_path / "names.txt").write_text(
+        "".join(f"n{90 - i}\tthe {colour}\n" for i, colour in enumerate(COLOURS))
+    )
     assert world.eval("--classes", classes, "--json", plain) == 0
-    assert world.eval("--classes", tmp_path / "ids", "--classnames", tmp_path / "names.txt", "--json", named) == 0
+    assert (
+        world.eval("--classes", tmp_path / "ids", "--classnames", tmp_path / "names.txt", "--json", named)
+        == 0
+    )
     assert json.loads(named.read_text())["metrics"] == pytest.approx(json.loads(plain.read_text())["metrics"])
 
 
@@ -346,14 +441,23 @@ def test_eval_takes_towers_from_the_checkpoint(world, photo, capsys):
     assert not hasattr(eval.parse([]), "vision") and world.model.vision.name == "efficientnet-lite0"
     assert world.eval(photo, "--labels", "a", "b", "--json") == 0
     (expected,) = ask(world, [photo], ["a", "b"])
-    assert list(json.loads(capsys.readouterr().out)[0]["scores"].values()) == pytest.approx(expected, abs=1e-5)
+    assert list(json.loads(capsys.readouterr().out)[0]["scores"].values()) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_answer_imports_no_library_of_towers(world, photo):
     """Catches the seconds that open_clip, timm, sentence-transformers and torchvision take to import, each longer than the answer."""
-    code = ("import sys, eval\nassert eval.main(sys.argv[1:]) == 0\n"
-            f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, str(photo), "--run", str(world.run)], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, eval\nassert eval.main(sys.argv[1:]) == 0\n"
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(photo), "--run", str(world.run)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.startswith("Prediction: ") and done.stderr.strip() == "[]"
 
 

@@ -25,17 +25,50 @@ from models.text import TextEncoder
 from models.vision import VisionEncoder
 from models.vljepa import VLJEPA
 
-PHOTOS = [Image.fromarray(array) for array in (data.astronaut(), data.astronaut()[::-1, 100:200], *load_sample_images().images)]
+PHOTOS = [
+    Image.fromarray(array)
+    for array in (data.astronaut(), data.astronaut()[::-1, 100:200], *load_sample_images().images)
+]
 
 
 class World:
     """A trained run of which some images are held out, and its two exported files."""
 
     def __init__(self, root):
-        self.root, self.archive, self.run, self.cache = root, make_archive(root / "archive", 16), root / "run", root / "cache.sqlite"
-        self.flags = ["--csv", self.archive.csv, "--images", self.archive.images, "--cache", self.cache, "--quiet"]
-        flags = ["--run", self.run, "--vision", "efficientnet-lite0", "--hidden", "64", "--epochs", "20", "--lr", "0.01",
-                 "--loss", "info_nce", "--standardise", "--device", "cpu", "--val-fraction", "0.4"]  # fmt: skip
+        self.root, self.archive, self.run, self.cache = (
+            root,
+            make_archive(root / "archive", 16),
+            root / "run",
+            root / "cache.sqlite",
+        )
+        self.flags = [
+            "--csv",
+            self.archive.csv,
+            "--images",
+            self.archive.images,
+            "--cache",
+            self.cache,
+            "--quiet",
+        ]
+        flags = [
+            "--run",
+            self.run,
+            "--vision",
+            "efficientnet-lite0",
+            "--hidden",
+            "64",
+            "--epochs",
+            "20",
+            "--lr",
+            "0.01",
+            "--loss",
+            "info_nce",
+            "--standardise",
+            "--device",
+            "cpu",
+            "--val-fraction",
+            "0.4",
+        ]
         assert train.main(list(map(str, self.flags + flags))) == 0
         self.onnx, self.int8 = root / "näme.onnx", root / "näme.int8.onnx"
         with redirect_stdout(io.StringIO()) as table:
@@ -131,9 +164,15 @@ def test_joined_towers_and_a_vit_are_exported(world, vit, tmp_path):
 def test_pixels_are_those_of_the_tower_to_the_bit(world, tmp_path, name):
     """Catches a second preprocessing, which drifts from the first."""
     tower = VisionEncoder("cpu", name)
-    specs = [{key: part.spec[key] for key in ("size", "mean", "std", "resize")} for part in tower.parts or [tower]]
+    specs = [
+        {key: part.spec[key] for key in ("size", "mean", "std", "resize")} for part in tower.parts or [tower]
+    ]
     exported = ExportedTower(world.onnx, None, json.loads(json.dumps(specs)), name)
-    for image in [*PHOTOS, Image.new("RGB", (3, 400), "red"), Image.effect_noise((261, 259), 90).convert("RGB")]:
+    for image in [
+        *PHOTOS,
+        Image.new("RGB", (3, 400), "red"),
+        Image.effect_noise((261, 259), 90).convert("RGB"),
+    ]:
         assert torch.equal(exported.preprocess(image), tower.preprocess(image))
 
 
@@ -141,11 +180,20 @@ def test_the_file_says_what_it_is_and_nothing_private(world):
     """Catches names of training images, or paths of the machine it was made on, in a file made to be given away."""
     facts = {fact.key: fact.value for fact in onnx.load(world.int8).metadata_props}
     state, best = json.loads(facts["state"]), checkpoint.load(world.run / "best.pt")
-    assert facts["format"] == "vl-jepa onnx 1" and state["towers"] == best["towers"] and len(state["predictor_sha256"]) == 64
+    assert (
+        facts["format"] == "vl-jepa onnx 1"
+        and state["towers"] == best["towers"]
+        and len(state["predictor_sha256"]) == 64
+    )
     assert state["recipe"]["run"] == "run" and state["recipe"]["epochs"] == 20
     for path in (world.onnx, world.int8):
         content = path.read_bytes()
-        for private in (str(world.root), str(Path(export.__file__).parent), "site-packages", best["trained_on"][0]):
+        for private in (
+            str(world.root),
+            str(Path(export.__file__).parent),
+            "site-packages",
+            best["trained_on"][0],
+        ):
             assert private.encode() not in content
 
 
@@ -200,16 +248,27 @@ def test_difference_is_the_paired_bootstrap_written_as_loops():
     generator = np.random.default_rng(0)
     image_of = np.repeat(np.arange(30), generator.integers(1, 5, 30))
     one, two = ([generator.integers(0, 15, len(image_of)), generator.integers(0, 15, 30)] for _ in range(2))
-    found = export.difference(*([torch.tensor(rank) for rank in ranks] for ranks in (one, two)), torch.tensor(image_of), draws=200, seed=3)
+    found = export.difference(
+        *([torch.tensor(rank) for rank in ranks] for ranks in (one, two)),
+        torch.tensor(image_of),
+        draws=200,
+        seed=3,
+    )
     draw = torch.randint(30, (200, 30), generator=torch.Generator().manual_seed(3)).tolist()
     for k in (1, 5, 10):
         drawn = {"text": [], "image": []}
         for images in [list(range(30)), *draw]:
             captions = [c for image in images for c in np.flatnonzero(image_of == image)]
-            drawn["text"].append(sum(two[1][i] < k for i in images) / 30 - sum(one[1][i] < k for i in images) / 30)
-            drawn["image"].append((sum(two[0][c] < k for c in captions) - sum(one[0][c] < k for c in captions)) / len(captions))
+            drawn["text"].append(
+                sum(two[1][i] < k for i in images) / 30 - sum(one[1][i] < k for i in images) / 30
+            )
+            drawn["image"].append(
+                (sum(two[0][c] < k for c in captions) - sum(one[0][c] < k for c in captions)) / len(captions)
+            )
         for way, (whole, *rest) in drawn.items():
-            assert found[f"{way}_retrieval_recall@{k}"] == pytest.approx([whole, *np.quantile(rest, [0.025, 0.975])])
+            assert found[f"{way}_retrieval_recall@{k}"] == pytest.approx(
+                [whole, *np.quantile(rest, [0.025, 0.975])]
+            )
 
 
 # eval.py --onnx
@@ -217,7 +276,14 @@ def test_difference_is_the_paired_bootstrap_written_as_loops():
 
 def test_eval_answers_as_from_the_run(world, capsys):
     """Catches labels or images that go another way through an exported file."""
-    asked = [world.archive.images / "000.jpg", "--labels", "a disc of colour 0", "a disc", "an elephant", "--json"]
+    asked = [
+        world.archive.images / "000.jpg",
+        "--labels",
+        "a disc of colour 0",
+        "a disc",
+        "an elephant",
+        "--json",
+    ]
     scores = []
     for model in (["--run", world.run], ["--onnx", world.onnx]):
         assert world.eval(*asked, *model) == 0
@@ -244,11 +310,16 @@ def test_eval_retrieval_is_that_of_the_run(world, tmp_path, capsys):
         assert world.eval(*world.flags[:4], flag, model, "--json", tmp_path / "result.json") == 0
         found[model] = json.loads((tmp_path / "result.json").read_text())
     assert found[world.onnx]["metrics"] == pytest.approx(found[world.run]["metrics"])
-    assert found[world.onnx]["pretrained"] == str(world.onnx) and "untrained predictor" not in found[world.onnx]["rows"]
+    assert (
+        found[world.onnx]["pretrained"] == str(world.onnx)
+        and "untrained predictor" not in found[world.onnx]["rows"]
+    )
     assert "does not name the images it was trained on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--run", "runs/other"], ["--held-out"], ["--hub-correction"]], ids=lambda flags: flags[0])
+@pytest.mark.parametrize(
+    "flags", [["--run", "runs/other"], ["--held-out"], ["--hub-correction"]], ids=lambda flags: flags[0]
+)
 def test_flags_that_do_not_go_with_onnx_are_usage_errors(world, flags):
     """Catches a flag that is read and does nothing."""
     with pytest.raises(SystemExit) as left:
@@ -264,7 +335,9 @@ def outside(proto, facts):
 
 
 def outside_in_a_constant(proto, facts):
-    node = onnx.helper.make_node("Constant", [], ["unused"], value=onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0]))
+    node = onnx.helper.make_node(
+        "Constant", [], ["unused"], value=onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0])
+    )
     outside_tensor = node.attribute[0].t
     outside_tensor.ClearField("float_data")
     outside_tensor.external_data.add(key="location", value="/etc/passwd")
@@ -278,12 +351,21 @@ CHANGES = {
     "no towers": (lambda proto, facts: facts.update(state="{}"), "KeyError"),
     "state is a list": (lambda proto, facts: facts.update(state="[]"), "TypeError"),
     "no preprocessing": (lambda proto, facts: facts.update(preprocess="[]"), "IndexError"),
-    "other pixels": (lambda proto, facts: facts.update(preprocess=facts["preprocess"].replace("224", "96")), "224"),
-    "means of text": (lambda proto, facts: facts.update(preprocess=facts["preprocess"].replace("0.498", '"a", 0.498')), "TypeError"),
+    "other pixels": (
+        lambda proto, facts: facts.update(preprocess=facts["preprocess"].replace("224", "96")),
+        "224",
+    ),
+    "means of text": (
+        lambda proto, facts: facts.update(preprocess=facts["preprocess"].replace("0.498", '"a", 0.498')),
+        "TypeError",
+    ),
     "a graph of holes": (lambda proto, facts: proto.graph.node.pop(), "not a whole model"),
     "weights elsewhere": (outside, "other files"),
     "a constant elsewhere": (outside_in_a_constant, "other files"),
-    "another text tower": (lambda proto, facts: facts.update(state=facts["state"].replace(TextEncoder().sha256, "0" * 64)), "text tower"),
+    "another text tower": (
+        lambda proto, facts: facts.update(state=facts["state"].replace(TextEncoder().sha256, "0" * 64)),
+        "text tower",
+    ),
 }
 
 
@@ -293,15 +375,24 @@ def test_file_that_is_not_this_project_s_is_refused(world, tmp_path, capsys, cha
     path = changed(world, tmp_path / "m.onnx", change)
     assert world.eval(world.archive.images / "000.jpg", "--onnx", path) == 1
     captured = capsys.readouterr()
-    assert str(path) in captured.err and told in captured.err and len(captured.err.splitlines()) == 1 and captured.out == ""
+    assert (
+        str(path) in captured.err
+        and told in captured.err
+        and len(captured.err.splitlines()) == 1
+        and captured.out == ""
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\3\4 not a model", "a third", "all but a byte"], ids=str)
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 100, b"PK\3\4 not a model", "a third", "all but a byte"], ids=str
+)
 def test_damaged_file_is_one_error(world, tmp_path, capsys, content):
     """Catches a traceback over half a download."""
     whole = world.onnx.read_bytes()
     path = tmp_path / "m.onnx"
-    path.write_bytes({"a third": whole[: len(whole) // 3], "all but a byte": whole[:-1]}.get(content, content))
+    path.write_bytes(
+        {"a third": whole[: len(whole) // 3], "all but a byte": whole[:-1]}.get(content, content)
+    )
     assert world.eval(world.archive.images / "000.jpg", "--onnx", path) == 1
     captured = capsys.readouterr()
     assert str(path) in captured.err and len(captured.err.splitlines()) == 1
@@ -330,4 +421,7 @@ def test_weights_that_give_no_numbers_are_refused(world, tmp_path, capsys):
 def test_file_that_moved_answers_the_same(world, tmp_path):
     """Catches weights left in a second file beside it."""
     shutil.copy(world.int8, tmp_path / "moved.onnx")
-    assert torch.equal(Exported(tmp_path / "moved.onnx").encode_image(PHOTOS[0]), Exported(world.int8).encode_image(PHOTOS[0]))
+    assert torch.equal(
+        Exported(tmp_path / "moved.onnx").encode_image(PHOTOS[0]),
+        Exported(world.int8).encode_image(PHOTOS[0]),
+    )

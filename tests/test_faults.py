@@ -1,6 +1,6 @@
 """What the world does to a run: a full disk, a folder that may not be written, files that vanish or change, two runs at once.
 
-    python -m pytest tests/test_faults.py -v        a line a fault
+python -m pytest tests/test_faults.py -v        a line a fault
 """
 
 import os
@@ -22,15 +22,33 @@ from models.features import encode_archive
 from models.features.cache import stamp_of
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
-root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts file systems and becomes another user")
+root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root mounts file systems and becomes another user",
+)
 
 ROOT = Path(__file__).parents[1]
 
 
 def flags(archive, folder, *more):
     paths = dict(csv=archive.csv, images=archive.images, cache=folder / "features.sqlite", run=folder / "run")
-    return [*(f"--{name}={path}" for name, path in paths.items()), "--quiet", "--device", "cpu", "--vision", "efficientnet-lite0",
-            "--hidden", "16", "--batch-size", "4", "--val-fraction", "0.25", "--loss", "info_nce", *more]  # fmt: skip
+    return [
+        *(f"--{name}={path}" for name, path in paths.items()),
+        "--quiet",
+        "--device",
+        "cpu",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        "16",
+        "--batch-size",
+        "4",
+        "--val-fraction",
+        "0.25",
+        "--loss",
+        "info_nce",
+        *more,
+    ]
 
 
 def fails(capsys, argv, *words):
@@ -82,7 +100,9 @@ def disk(tmp_path):
     """A file system of 2 MB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"can't mount a file system here: {mounted.stderr.strip()}")
     yield folder
@@ -105,7 +125,12 @@ def no_file_larger_than(size):
 @contextmanager
 def nobody():
     """As a user who owns nothing. Skips where that user could not import a package either."""
-    closed = [path for path in (Path(torch.__file__), ROOT / "train.py") for path in path.parents if not path.stat().st_mode & 0o001]
+    closed = [
+        path
+        for path in (Path(torch.__file__), ROOT / "train.py")
+        for path in path.parents
+        if not path.stat().st_mode & 0o001
+    ]
     if closed:
         pytest.skip(f"Python's packages or this folder are closed to other users ({closed[0]})")
     os.seteuid(65534)
@@ -146,13 +171,20 @@ def test_cache_on_a_full_disk_keeps_what_was_encoded(archive, tmp_path):
     cache, vision = tmp_path / "features.sqlite", Pixels()
     dataset = load(archive)
     encode_archive(dataset, Pixels("first"), Letters(), cache, quiet=True)
-    with no_file_larger_than(cache.stat().st_size + 4096), pytest.raises(OSError, match=f"{cache}: .*what was encoded before is kept"):
+    with (
+        no_file_larger_than(cache.stat().st_size + 4096),
+        pytest.raises(OSError, match=f"{cache}: .*what was encoded before is kept"),
+    ):
         run(make_archive(tmp_path / "more", count=60), vision, Letters(), cache, batch_size=1)
     kept = vision.seen
     vision = Pixels()
     more = load(archive._replace(csv=tmp_path / "more" / "captions.csv", images=tmp_path / "more" / "images"))
     again = encode_archive(more, vision, Letters(), cache, batch_size=1, quiet=True)
-    assert same(again, encode_archive(more, Pixels(), Letters(), None, quiet=True)) and 0 < vision.seen and vision.seen + kept <= 61
+    assert (
+        same(again, encode_archive(more, Pixels(), Letters(), None, quiet=True))
+        and 0 < vision.seen
+        and vision.seen + kept <= 61
+    )
 
 
 @root
@@ -201,7 +233,9 @@ def test_read_only_disk_serves_a_warm_cache_and_refuses_the_rest_by_name(archive
 
 
 @root
-@pytest.mark.parametrize("closed", ["images/004.jpg", "captions.csv", "features.sqlite", "run/last.pt", "run", "."])
+@pytest.mark.parametrize(
+    "closed", ["images/004.jpg", "captions.csv", "features.sqlite", "run/last.pt", "run", "."]
+)
 def test_what_may_not_be_read_or_written_is_named(archive, trained, capsys, closed):
     """Catches 'damaged' or 'not there' said of what belongs to another user, and a traceback."""
     with tempfile.TemporaryDirectory() as folder:  # all of pytest's own folders are root's
@@ -239,7 +273,9 @@ def test_image_that_vanishes_while_others_are_encoded_is_named_and_the_rest_is_k
         run(there, Pixels(stop_at=2, stop=(there.images / "000.jpg").unlink), Letters(), cache, batch_size=1)
     (there.images / "000.jpg").write_bytes(content)
     vision = Pixels()
-    assert same(run(there, vision, Letters(), cache), run(there, Pixels(), Letters(), None)) and vision.seen == 1
+    assert (
+        same(run(there, vision, Letters(), cache), run(there, Pixels(), Letters(), None)) and vision.seen == 1
+    )
 
 
 def test_image_that_changes_while_others_are_encoded_never_stands_under_its_old_content(tmp_path):
@@ -257,7 +293,9 @@ def test_image_that_changes_while_others_are_encoded_never_stands_under_its_old_
 
     with pytest.raises(ValueError, match="000.jpg: changed while it was encoded"):
         run(there, Pixels(stop_at=2, stop=change), Letters(), cache, batch_size=1)
-    assert len(new) == len(old) and same(run(there, Pixels(), Letters(), cache), run(there, Pixels(), Letters(), None))
+    assert len(new) == len(old) and same(
+        run(there, Pixels(), Letters(), cache), run(there, Pixels(), Letters(), None)
+    )
     path.write_bytes(old)
     assert same(run(there, Pixels(), Letters(), cache), run(there, Pixels(), Letters(), None))
 
@@ -301,7 +339,13 @@ def test_second_run_on_a_folder_names_the_first_and_a_killed_one_does_not_block(
         os.read(reader, 1)
         before = everything(copy / "run")
         for resume in (["--resume"], []):
-            fails(capsys, flags(archive, copy, "--epochs", "3", *resume), copy / "run", f"process {pid}", "another --run")
+            fails(
+                capsys,
+                flags(archive, copy, "--epochs", "3", *resume),
+                copy / "run",
+                f"process {pid}",
+                "another --run",
+            )
         assert everything(copy / "run") == before and not (copy / "run.previous").exists()
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -328,7 +372,9 @@ def test_save_killed_before_its_end_leaves_the_old_checkpoint_and_the_next_start
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
         checkpoint.save(checkpoint.load(copy / "run" / "last.pt"), copy / "run" / "last.pt")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert (copy / "run" / f".last.pt.{pid}.tmp").exists() and (copy / "run" / "last.pt").read_bytes() == before
+    assert (copy / "run" / f".last.pt.{pid}.tmp").exists() and (
+        copy / "run" / "last.pt"
+    ).read_bytes() == before
     with checkpoint.alone(copy / "run"):
         assert sorted(os.listdir(copy / "run")) == ["best.pt", "curves.png", "last.pt", "log.jsonl"]
 
@@ -373,7 +419,9 @@ def test_features_depend_on_neither_batch_size_nor_workers(archive, lite0, minil
     the float16 they are kept in."""
     one = encode_archive(load(archive), lite0, minilm, None, batch_size=1, workers=1, quiet=True)
     for batch_size, workers in ((5, 4), (32, 2)):
-        other = encode_archive(load(archive), lite0, minilm, None, batch_size=batch_size, workers=workers, quiet=True)
+        other = encode_archive(
+            load(archive), lite0, minilm, None, batch_size=batch_size, workers=workers, quiet=True
+        )
         for a, b in zip(one[:2], other[:2]):
             assert ((a - b).abs() <= 2**-10 * a.abs() + 1e-5).all() and (a - b).abs().mean() < 1e-6
 

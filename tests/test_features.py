@@ -54,9 +54,14 @@ def test_encode_archive_equals_the_naive_loop(archive, cache, lite0, minilm):
     """Catches any shuffle between images, batches, captions and `image_of`; with the real towers, one by one."""
     features = run(archive, lite0, minilm, cache, batch_size=3)
     lines = [line.split(",") for line in archive.csv.read_text().splitlines()[1:]]
-    image = torch.cat([lite0.encode(lite0.preprocess(open_image(archive.images / name))[None]) for name in archive.names])
+    image = torch.cat(
+        [lite0.encode(lite0.preprocess(open_image(archive.images / name))[None]) for name in archive.names]
+    )
     text = torch.cat([minilm.encode([caption]) for _, caption in lines])
-    assert features.image_of.tolist() == [archive.names.index(name) for name, _ in lines] and features.image_of.dtype == torch.int64
+    assert (
+        features.image_of.tolist() == [archive.names.index(name) for name, _ in lines]
+        and features.image_of.dtype == torch.int64
+    )
     assert features.image.dtype == features.text.dtype == torch.float32
     assert (features.image - image).abs().max() < 1e-3 and (features.text - text).abs().max() < 1e-3
     for rows in (features.image, features.text):
@@ -84,10 +89,15 @@ def test_rows_come_in_the_order_asked_whatever_is_cached(archive, cache, tmp_pat
 
 
 @settings(deadline=None, max_examples=50)
-@given(image_of=st.lists(st.integers(0, 7), min_size=1, max_size=30), mask=st.lists(st.booleans(), min_size=8, max_size=8))
+@given(
+    image_of=st.lists(st.integers(0, 7), min_size=1, max_size=30),
+    mask=st.lists(st.booleans(), min_size=8, max_size=8),
+)
 def test_features_of_equals_the_naive_loop(image_of, mask):
     """Catches the renumbering of `image_of` for a part of the images: an off-by-one pairs captions with the next image."""
-    features = Features(torch.arange(8.0)[:, None], torch.arange(float(len(image_of)))[:, None], torch.tensor(image_of))
+    features = Features(
+        torch.arange(8.0)[:, None], torch.arange(float(len(image_of)))[:, None], torch.tensor(image_of)
+    )
     some = features.of(torch.tensor(mask))
     kept = [i for i in range(8) if mask[i]]
     captions = [c for c, i in enumerate(image_of) if mask[i]]
@@ -130,7 +140,10 @@ def test_another_tower_shares_nothing(archive, cache):
     """Catches features of one tower taken for another's: the key has to be in every row's."""
     run(archive, Pixels(), Letters(), cache)
     other = Pixels("other pixels")
-    assert same(run(archive, other, Letters(), cache), run(archive, Pixels("other pixels"), Letters(), None)) and other.seen == 8
+    assert (
+        same(run(archive, other, Letters(), cache), run(archive, Pixels("other pixels"), Letters(), None))
+        and other.seen == 8
+    )
 
 
 def test_changed_content_is_encoded_again(archive, cache):
@@ -164,7 +177,11 @@ class Joined:
     """Two towers side by side, as VisionEncoder makes of a name with '+'."""
 
     def __init__(self, *parts):
-        self.parts, self.name, self.key = parts, "+".join(p.name for p in parts), "+".join(p.key for p in parts)
+        self.parts, self.name, self.key = (
+            parts,
+            "+".join(p.name for p in parts),
+            "+".join(p.key for p in parts),
+        )
 
 
 def test_joined_towers_reuse_each_others_rows(archive, cache, lite0, minilm):
@@ -173,7 +190,9 @@ def test_joined_towers_reuse_each_others_rows(archive, cache, lite0, minilm):
     both = VisionEncoder("cpu", "efficientnet-lite0+efficientnet-lite2")
     features = run(archive, both, minilm, cache)
     assert "network" not in vars(both.parts[0]) and "network" in vars(both.parts[1])
-    rows = both.encode(torch.stack([both.preprocess(open_image(archive.images / name)) for name in archive.names]))
+    rows = both.encode(
+        torch.stack([both.preprocess(open_image(archive.images / name)) for name in archive.names])
+    )
     assert (features.image - rows).abs().max() < 1e-3 and features.image.shape == (8, 2560)
     run(archive, Joined(Refuses(both.parts[1]), Refuses(lite0)), Refuses(minilm), cache)
 
@@ -193,8 +212,14 @@ def test_interrupted_run_keeps_what_it_had_done(archive, cache):
 def python(code, *args):
     """A second process, with what it writes; it imports conftest.py alone, which is quick."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 KILLED = """
@@ -213,7 +238,10 @@ def test_killed_run_keeps_what_it_had_done(archive, cache):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     vision = Pixels()
-    assert same(run(archive, vision, Letters(), cache, batch_size=2), run(archive, Pixels(), Letters(), None)) and vision.seen == 4
+    assert (
+        same(run(archive, vision, Letters(), cache, batch_size=2), run(archive, Pixels(), Letters(), None))
+        and vision.seen == 4
+    )
 
 
 AT_ONCE = """
@@ -250,15 +278,27 @@ def garbage(content):
     return random.Random(0).randbytes(len(content))
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: content[: len(content) // 2],
-    lambda content: content[:50],
-    lambda content: content[:4096],
-    garbage,
-    lambda content: garbage(content[:1000]) + content[1000:],
-    lambda content: content[:4096] + garbage(content[4096:]),
-    lambda content: b"image_name,comment\n" * 100,
-], ids=["half", "50 bytes", "one page", "garbage", "garbage first", "garbage after the first page", "another file"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:50],
+        lambda content: content[:4096],
+        garbage,
+        lambda content: garbage(content[:1000]) + content[1000:],
+        lambda content: content[:4096] + garbage(content[4096:]),
+        lambda content: b"image_name,comment\n" * 100,
+    ],
+    ids=[
+        "half",
+        "50 bytes",
+        "one page",
+        "garbage",
+        "garbage first",
+        "garbage after the first page",
+        "another file",
+    ],
+)
 def test_damaged_cache_is_named_moved_aside_and_rebuilt(archive, cache, capsys, damage):
     """Catches a crash, features read from garbage, and the user's file deleted without a word."""
     before = run(archive, Pixels(), Letters(), cache)
@@ -298,7 +338,9 @@ def test_stored_text_that_is_no_longer_utf8_is_taken_for_unknown(archive, cache,
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
 def test_folder_whose_name_is_not_utf8_is_cached_too(archive, cache):
     """Catches a UnicodeEncodeError for an archive on an old disk: its folder is called 'caf\\xe9', in Latin-1."""
-    old = archive._replace(images=archive.images.rename(os.fsdecode(os.fsencode(archive.images.parent) + b"/caf\xe9")))
+    old = archive._replace(
+        images=archive.images.rename(os.fsdecode(os.fsencode(archive.images.parent) + b"/caf\xe9"))
+    )
     first = run(old, Pixels(), Letters(), cache)
     assert same(run(old, Refuses(Pixels()), Refuses(Letters()), cache), first)
 
@@ -341,9 +383,15 @@ def test_damaged_images_are_left_out_with_skip_bad(archive, cache, capsys):
     (archive.images / "002.jpg").write_bytes(b"damaged")
     dataset = load(archive, skip_bad=True)
     features = encode_archive(dataset, Pixels(), Letters(), cache=cache, quiet=True)
-    assert "left out 1 images" in capsys.readouterr().out and features.image.shape[0] == 7 and len(features.text) == 14
+    assert (
+        "left out 1 images" in capsys.readouterr().out
+        and features.image.shape[0] == 7
+        and len(features.text) == 14
+    )
     kept = [name for name in archive.names if name != "002.jpg"]
-    assert dataset.image_names == kept and features.image_of.tolist() == [i for i in range(7) for _ in range(2)]
+    assert dataset.image_names == kept and features.image_of.tolist() == [
+        i for i in range(7) for _ in range(2)
+    ]
     tower = Pixels()
     rows = tower.encode(torch.stack([tower.preprocess(open_image(archive.images / name)) for name in kept]))
     assert (features.image - rows).abs().max() < 1e-3

@@ -7,10 +7,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted((ROOT / "models").rglob("*.py"))
-LEAVES = [path for path in MODELS if path.stem not in ("vljepa", "exported") and path != ROOT / "models" / "__init__.py"]
+LEAVES = [
+    path
+    for path in MODELS
+    if path.stem not in ("vljepa", "exported") and path != ROOT / "models" / "__init__.py"
+]
 WIRES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "apps").glob("*.py"))]
-HEAVY = {"open_clip", "sentence_transformers", "transformers", "timm", "matplotlib", "pandas", "torchvision", "huggingface_hub",
-         "captum", "tokenizers", "onnx", "onnxruntime", "pycocoevalcap", "sklearn", "av", "usearch"}  # fmt: skip
+HEAVY = {
+    "open_clip",
+    "sentence_transformers",
+    "transformers",
+    "timm",
+    "matplotlib",
+    "pandas",
+    "torchvision",
+    "huggingface_hub",
+    "captum",
+    "tokenizers",
+    "onnx",
+    "onnxruntime",
+    "pycocoevalcap",
+    "sklearn",
+    "av",
+    "usearch",
+}
 
 
 def name(path):
@@ -43,8 +63,11 @@ def of(path):
 
 def offenders(path, forbidden, at_once=False):
     """'file, line: module' of each import that starts with one of `forbidden`; `at_once`: at module level alone."""
-    return [f"{path.relative_to(ROOT)}, line {line}: {module}" for module, line, now in of(path)
-            if (now or not at_once) and any(module == f or module.startswith(f + ".") for f in forbidden)]  # fmt: skip
+    return [
+        f"{path.relative_to(ROOT)}, line {line}: {module}"
+        for module, line, now in of(path)
+        if (now or not at_once) and any(module == f or module.startswith(f + ".") for f in forbidden)
+    ]
 
 
 def test_import_reader_finds_every_kind_of_import():
@@ -64,7 +87,16 @@ except ImportError:
     pass
 """
     found = {module: now for module, _, now in imports(source, "models")}
-    assert found == {"a.b": True, "d": True, "e.f": True, "models.g": True, "models.h.i": True, "k": False, "m.n": False, "o": True}
+    assert found == {
+        "a.b": True,
+        "d": True,
+        "e.f": True,
+        "models.g": True,
+        "models.h.i": True,
+        "k": False,
+        "m.n": False,
+        "o": True,
+    }
     assert [line for module, line, _ in imports(source) if module == "k"] == [7]
 
 

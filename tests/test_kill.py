@@ -27,7 +27,9 @@ from conftest import Archive, Letters, Pixels, make_archive, run
 from models import checkpoint
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and waits for a signal with a time limit")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, and waits for a signal with a time limit"
+)
 
 
 # ------------------------------------------------------------------------------------------------- the jobs, as the child runs them
@@ -35,33 +37,89 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and wait
 
 def encode(folder):
     archive = Archive(folder / "archive" / "captions.csv", folder / "archive" / "images", [])
-    torch.save(tuple(run(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)), folder / "features.pt")
+    torch.save(
+        tuple(run(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)),
+        folder / "features.pt",
+    )
     return 0
 
 
 def training(folder):
     import train
 
-    flags = ["--csv", folder / "archive" / "captions.csv", "--images", folder / "archive" / "images", "--cache", folder / "features.sqlite",
-             "--run", folder / "run", "--quiet", "--device", "cpu", "--vision", "efficientnet-lite0", "--hidden", 16, "--batch-size", 4,
-             "--encode-batch", 4, "--epochs", 4, "--loss", "info_nce", "--dropout", 0.5, "--standardise", "--val-fraction", 0.25,
-             "--resume"]  # fmt: skip
+    flags = [
+        "--csv",
+        folder / "archive" / "captions.csv",
+        "--images",
+        folder / "archive" / "images",
+        "--cache",
+        folder / "features.sqlite",
+        "--run",
+        folder / "run",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        16,
+        "--batch-size",
+        4,
+        "--encode-batch",
+        4,
+        "--epochs",
+        4,
+        "--loss",
+        "info_nce",
+        "--dropout",
+        0.5,
+        "--standardise",
+        "--val-fraction",
+        0.25,
+        "--resume",
+    ]
     return train.main(list(map(str, flags)))
 
 
 def index(folder):
     from apps import search
 
-    return search.main(["index", str(folder / "archive" / "images"), "--index", str(folder / "search.sqlite"),
-                        "--run", str(folder / "trained"), "--device", "cpu", "--quiet", "--batch-size", "2"])  # fmt: skip
+    return search.main(
+        [
+            "index",
+            str(folder / "archive" / "images"),
+            "--index",
+            str(folder / "search.sqlite"),
+            "--run",
+            str(folder / "trained"),
+            "--device",
+            "cpu",
+            "--quiet",
+            "--batch-size",
+            "2",
+        ]
+    )
 
 
 def asking(folder):
     import eval
 
     archive = folder / "archive"
-    return eval.main(["--csv", str(archive / "captions.csv"), "--images", str(archive / "images"), "--run", str(folder / "trained"),
-                      "--cache", str(folder / "features.sqlite"), "--device", "cpu", "--quiet"])  # fmt: skip
+    return eval.main(
+        [
+            "--csv",
+            str(archive / "captions.csv"),
+            "--images",
+            str(archive / "images"),
+            "--run",
+            str(folder / "trained"),
+            "--cache",
+            str(folder / "features.sqlite"),
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
+    )
 
 
 def child(job):
@@ -79,7 +137,9 @@ def child(job):
     with open(folder / "said", "w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job starts with it ignored
     try:
         sys.setprofile(count)
         code = globals()[job["name"]](folder)
@@ -122,21 +182,39 @@ class Warm:
 
     def __init__(self, *preload):
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self.process = subprocess.Popen([sys.executable, __file__, *preload], env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
-                                        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *preload],
+            env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout.readline() == "ready\n"
 
     def __call__(self, name, folder, call=0, after=0.0, number=signal.SIGKILL):
         """(exit code, seconds) of a job; `call` and `after` say when it is sent a signal."""
-        self.process.stdin.write(json.dumps(dict(name=name, folder=str(folder), call=call, after=after, signal=number)) + "\n")
+        self.process.stdin.write(
+            json.dumps(dict(name=name, folder=str(folder), call=call, after=after, signal=number)) + "\n"
+        )
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
 
 @pytest.fixture(scope="module")
 def warm():
-    server = Warm("train", "eval", "apps.search", "models.vljepa", "timm", "sentence_transformers", "matplotlib.figure",
-                  "torchvision.transforms", "PIL.JpegImagePlugin", "filelock")  # fmt: skip
+    server = Warm(
+        "train",
+        "eval",
+        "apps.search",
+        "models.vljepa",
+        "timm",
+        "sentence_transformers",
+        "matplotlib.figure",
+        "torchvision.transforms",
+        "PIL.JpegImagePlugin",
+        "filelock",
+    )
     yield server
     server.process.stdin.close()
     server.process.wait(60)
@@ -175,8 +253,9 @@ def rows(path, query):
 def result(name, folder):
     """All that the job is for, as something that compares bit for bit."""
     if name == "index":
-        return rows(folder / "search.sqlite", "SELECT path, digest, row, sketch FROM images ORDER BY id") + rows(
-            folder / "search.sqlite", "SELECT value FROM meta WHERE key = 'complete'")  # fmt: skip
+        return rows(
+            folder / "search.sqlite", "SELECT path, digest, row, sketch FROM images ORDER BY id"
+        ) + rows(folder / "search.sqlite", "SELECT value FROM meta WHERE key = 'complete'")
     found = [rows(folder / "features.sqlite", "SELECT key, row FROM rows ORDER BY key")]
     if name == "encode":
         return found + [tensor.numpy().tobytes() for tensor in torch.load(folder / "features.pt")]
@@ -184,7 +263,10 @@ def result(name, folder):
         for file in ("last.pt", "best.pt"):
             state = checkpoint.load(folder / "run" / file)
             moments = state["optimiser"]["state"].values() if file == "last.pt" else []
-            tensors = [*state["predictor"].values(), *(m[key] for m in moments for key in ("exp_avg", "exp_avg_sq", "step"))]
+            tensors = [
+                *state["predictor"].values(),
+                *(m[key] for m in moments for key in ("exp_avg", "exp_avg_sq", "step")),
+            ]
             found.append([tensor.numpy().tobytes() for tensor in tensors])
             found.append([state["epoch"], state.get("step"), state.get("best"), state.get("log_scale")])
         log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
@@ -205,7 +287,10 @@ def moments(count, calls, seconds, seed):
     draw = random.Random(seed)
     shares = [(i + draw.random()) / count for i in range(count)]
     draw.shuffle(shares)
-    return [dict(call=1 + int(share * calls)) if i % 2 == 0 else dict(after=share * seconds) for i, share in enumerate(shares)]
+    return [
+        dict(call=1 + int(share * calls)) if i % 2 == 0 else dict(after=share * seconds)
+        for i, share in enumerate(shares)
+    ]
 
 
 JOBS = ["encode", "training", "index"]
@@ -214,7 +299,9 @@ COUNTS = [3, pytest.param(20, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", JOBS)
-def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(warm, undisturbed, tmp_path, name, count):
+def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
+    warm, undisturbed, tmp_path, name, count
+):
     """Catches work that is lost, done twice or half written, a lock that outlives its process, and a temporary file that stays."""
     reference, outcomes = result(name, undisturbed[name][0]), Counter()
     for number, moment in enumerate(moments(count, *undisturbed[name][1:], seed=name)):
@@ -229,13 +316,19 @@ def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(warm, 
         assert code == 0, f"{moment}: {(folder / 'said').read_text()}"
         assert result(name, folder) == reference, moment
         clean(name, folder)
-    print(f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, nothing left over")
+    print(
+        f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, nothing left over"
+    )
     assert outcomes["killed"] >= count / 2
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(warm, undisturbed, tmp_path, number, code, count):
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
+    warm, undisturbed, tmp_path, number, code, count
+):
     """Catches a signal that kills while the towers load or encode, a traceback, an exit that takes longer than a step, and a
     stop from which --resume does not come back."""
     folder, calls, _ = undisturbed["training"]
@@ -253,7 +346,9 @@ def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(warm, undis
         assert warm("training", folder)[0] == 0, (folder / "said").read_text()
         assert result("training", folder) == reference
         clean("training", folder)
-    print(f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of processor time later; all resumed")
+    print(
+        f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of processor time later; all resumed"
+    )
     assert slowest < 5
 
 
@@ -263,7 +358,9 @@ def test_evaluation_interrupted_anywhere_exits_with_130_and_no_traceback(warm, u
     draw, outcomes = random.Random(0), Counter()
     for i in range(count):
         folder = fresh("asking", undisturbed, tmp_path / str(i))
-        call = 2000 + int((i + draw.random()) / count * (undisturbed["asking"][1] - 2000))  # the first 2,000 read the flags
+        call = 2000 + int(
+            (i + draw.random()) / count * (undisturbed["asking"][1] - 2000)
+        )  # the first 2,000 read the flags
         code, _ = warm("asking", folder, call=call, number=signal.SIGINT)
         assert "Traceback" not in (folder / "said").read_text(), (folder / "said").read_text()
         outcomes[code] += 1
@@ -291,12 +388,30 @@ def test_signal_while_torch_is_imported_stops_cleanly(tmp_path, count):
     draw = random.Random(1)
     for i in range(count):
         number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][i % 2]
-        call = 1000 + draw.randrange(200_000)  # of more than twice as many up to the captions file, which is not there
-        argv = ["--run", tmp_path / "run", "--cache", tmp_path / "features.sqlite", "--csv", tmp_path / "none.csv"]
-        done = subprocess.run([sys.executable, "-c", COLD, str(call), str(int(number)), *map(str, argv)], cwd=tmp_path,
-                              env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)  # fmt: skip
-        assert done.returncode == code and "Traceback" not in done.stderr and "stopped" in done.stderr, done.stderr
-    print(f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130, no traceback")
+        call = 1000 + draw.randrange(
+            200_000
+        )  # of more than twice as many up to the captions file, which is not there
+        argv = [
+            "--run",
+            tmp_path / "run",
+            "--cache",
+            tmp_path / "features.sqlite",
+            "--csv",
+            tmp_path / "none.csv",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", COLD, str(call), str(int(number)), *map(str, argv)],
+            cwd=tmp_path,
+            env=os.environ | dict(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr and "stopped" in done.stderr, (
+            done.stderr
+        )
+    print(
+        f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130, no traceback"
+    )
 
 
 if __name__ == "__main__":

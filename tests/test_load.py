@@ -17,7 +17,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-IMAGES, CAPTIONS, DISTINCT, LIMIT = 20_000, 100_000, 5_000, 2e9  # bytes of peak resident memory, of each process
+IMAGES, CAPTIONS, DISTINCT, LIMIT = (
+    20_000,
+    100_000,
+    5_000,
+    2e9,
+)  # bytes of peak resident memory, of each process
 
 RUN = """
 import runpy, sys
@@ -63,7 +68,12 @@ def large(tmp_path_factory):
 def step(folder, module, *arguments):
     """(seconds, peak bytes, standard output) of `python -m module arguments`, run as a user would."""
     report, began = folder / "peak", time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", RUN, module, str(report), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, module, str(report), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     seconds, peak = time.perf_counter() - began, int(report.read_text()) * 1024
     print(f"{module:12} {' '.join(map(str, arguments))[:60]:60} {seconds:7.1f} s {peak / 1e9:6.2f} GB")
@@ -76,15 +86,26 @@ def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_giga
     """Catches what is quadratic in images or captions, and what is held in memory once more than needed: both pass unseen on the
     thousand images of the archive."""
     print()
-    data = ["--csv", large / "captions.csv", "--images", large / "images", "--cache", large / "features.sqlite", "--run", large / "run"]
+    data = [
+        "--csv",
+        large / "captions.csv",
+        "--images",
+        large / "images",
+        "--cache",
+        large / "features.sqlite",
+        "--run",
+        large / "run",
+    ]
     index = ["--index", large / "search.sqlite", "--run", large / "run"]
     model = ["--vision", "efficientnet-lite0-stages", "--device", "cpu", "--quiet"]
-    steps = [("train", *data, *model, "--recipe", "retrieval", "--epochs", 2),
-             ("train", *data, *model, "--recipe", "retrieval", "--epochs", 3, "--resume"),  # with a warm cache
-             ("eval", *data, "--held-out", "--device", "cpu", "--quiet"),
-             ("apps.search", "index", large / "images", *index, "--quiet"),
-             ("apps.search", "index", large / "images", *index, "--quiet"),  # nothing new
-             ("apps.search", "find", "two persons at a table", *index)]  # fmt: skip
+    steps = [
+        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 2),
+        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 3, "--resume"),  # with a warm cache
+        ("eval", *data, "--held-out", "--device", "cpu", "--quiet"),
+        ("apps.search", "index", large / "images", *index, "--quiet"),
+        ("apps.search", "index", large / "images", *index, "--quiet"),  # nothing new
+        ("apps.search", "find", "two persons at a table", *index),
+    ]
     seen = [step(large, *arguments) for arguments in steps]
     assert f"{IMAGES:,} images" in seen[3][2] and "0 new" in seen[4][2]
     assert max(peak for _, peak, _ in seen) < LIMIT

@@ -15,7 +15,10 @@ def batch(image_of, dim=5, seed=0):
     """(predicted (N, D), text (M, D), image_of (M,)): random float64 unit rows."""
     generator = torch.Generator().manual_seed(seed)
     image_of = torch.tensor(image_of)
-    predicted, text = (torch.randn(n, dim, generator=generator, dtype=torch.double) for n in (int(image_of.max()) + 1, len(image_of)))
+    predicted, text = (
+        torch.randn(n, dim, generator=generator, dtype=torch.double)
+        for n in (int(image_of.max()) + 1, len(image_of))
+    )
     return F.normalize(predicted, dim=-1), F.normalize(text, dim=-1), image_of
 
 
@@ -30,7 +33,9 @@ def naive_info_nce(predicted, text, image_of, scale):
     image_to_text = text_to_image = 0.0
     for n, captions in enumerate(own):
         wrong = sum(math.exp(score[n][m]) for m in range(len(text)) if m not in captions)
-        image_to_text += sum(-math.log(math.exp(score[n][m]) / (math.exp(score[n][m]) + wrong)) for m in captions) / len(captions)
+        image_to_text += sum(
+            -math.log(math.exp(score[n][m]) / (math.exp(score[n][m]) + wrong)) for m in captions
+        ) / len(captions)
     for m in range(len(text)):
         text_to_image -= math.log(math.exp(score[image_of[m]][m]) / sum(math.exp(row[m]) for row in score))
     return (image_to_text / len(predicted) + text_to_image / len(text)) / 2
@@ -38,8 +43,13 @@ def naive_info_nce(predicted, text, image_of, scale):
 
 def test_cosine_equals_the_numbers_by_hand():
     """Catches a loss without the 1 -, a sum instead of a mean, and a caption set against another image's prediction."""
-    predicted, text = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
-    assert losses.cosine(predicted, text, torch.tensor([0, 1, 1])).item() == pytest.approx((0.4 + 1.0 + 0.0) / 3)
+    predicted, text = (
+        torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]),
+    )
+    assert losses.cosine(predicted, text, torch.tensor([0, 1, 1])).item() == pytest.approx(
+        (0.4 + 1.0 + 0.0) / 3
+    )
     assert losses.cosine(text, text, torch.arange(3)).item() == pytest.approx(0.0, abs=1e-6)
     assert losses.cosine(-text, text, torch.arange(3)).item() == pytest.approx(2.0)
 
@@ -80,7 +90,9 @@ def test_contrastive_loss_does_not_rise_when_another_caption_of_the_same_image_c
 def test_sigmoid_equals_the_number_by_hand():
     """Catches a mean over all pairs (SigLIP sums them and divides by the batch): scale 2, bias -1, two orthogonal pairs."""
     eye = torch.eye(2)
-    assert losses.sigmoid(eye, eye, torch.arange(2), 2.0, -1.0).item() == pytest.approx(2 * math.log(1 + math.exp(-1)))
+    assert losses.sigmoid(eye, eye, torch.arange(2), 2.0, -1.0).item() == pytest.approx(
+        2 * math.log(1 + math.exp(-1))
+    )
 
 
 @pytest.mark.parametrize("image_of", [range(6), [0, 0, 1, 2, 2, 2]])
@@ -91,8 +103,12 @@ def test_sigmoid_equals_siglips_formula(image_of):
     for n in range(len(predicted)):
         for m in range(len(text)):
             z = 1 if image_of[m] == n else -1
-            total += math.log(1 / (1 + math.exp(z * (-SCALE.item() * dot(predicted[n], text[m]) - BIAS.item()))))
-    assert losses.sigmoid(predicted, text, image_of, SCALE, BIAS).item() == pytest.approx(-total / len(text), rel=1e-9)
+            total += math.log(
+                1 / (1 + math.exp(z * (-SCALE.item() * dot(predicted[n], text[m]) - BIAS.item())))
+            )
+    assert losses.sigmoid(predicted, text, image_of, SCALE, BIAS).item() == pytest.approx(
+        -total / len(text), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -100,7 +116,11 @@ def test_sigmoid_equals_siglips_formula(image_of):
 def test_loss_of_a_batch_of_a_single_image_is_finite_with_finite_gradient(name, image_of):
     """Catches log(0) and 0 * inf where a query has no negative at all (the last batch of an epoch may hold one image)."""
     predicted, text, image_of = batch(image_of)
-    predicted, scale, bias = predicted.clone().requires_grad_(), SCALE.clone().requires_grad_(), BIAS.clone().requires_grad_()
+    predicted, scale, bias = (
+        predicted.clone().requires_grad_(),
+        SCALE.clone().requires_grad_(),
+        BIAS.clone().requires_grad_(),
+    )
     loss = getattr(losses, name)(predicted, text, image_of, scale, bias)
     loss.backward()
     assert math.isfinite(loss.item())
@@ -127,7 +147,9 @@ def test_loss_does_not_depend_on_the_order_of_the_batch(name):
     predicted, text, image_of = batch([0, 0, 1, 2, 2, 2, 3])
     captions, images = torch.tensor([4, 0, 6, 2, 5, 1, 3]), torch.tensor([2, 0, 3, 1])
     straight = getattr(losses, name)(predicted, text, image_of, SCALE, BIAS)
-    mixed = getattr(losses, name)(predicted[images], text[captions], images.argsort()[image_of[captions]], SCALE, BIAS)
+    mixed = getattr(losses, name)(
+        predicted[images], text[captions], images.argsort()[image_of[captions]], SCALE, BIAS
+    )
     torch.testing.assert_close(straight, mixed)
 
 
@@ -144,5 +166,7 @@ def test_collapsed_predictions_lose_to_right_ones(name):
     """Catches a contrastive loss that a model which says the same of every image could win."""
     _, text, image_of = batch(range(8))
     right = getattr(losses, name)(text, text, image_of, SCALE, BIAS)
-    collapsed = getattr(losses, name)(F.normalize(text.mean(0), dim=0).expand(8, -1), text, image_of, SCALE, BIAS)
+    collapsed = getattr(losses, name)(
+        F.normalize(text.mean(0), dim=0).expand(8, -1), text, image_of, SCALE, BIAS
+    )
     assert right < collapsed

@@ -27,7 +27,10 @@ def naive_ranks(predicted, text, image_of, score=None):
     predicted, text, image_of = predicted.tolist(), text.tolist(), image_of.tolist()
     score = score or (lambda n, m: sum(a * b for a, b in zip(predicted[n], text[m])))
     scores = [[score(n, m) for m in range(len(text))] for n in range(len(predicted))]
-    to_image = [sum(scores[n][m] >= scores[image_of[m]][m] for n in range(len(predicted)) if n != image_of[m]) for m in range(len(text))]
+    to_image = [
+        sum(scores[n][m] >= scores[image_of[m]][m] for n in range(len(predicted)) if n != image_of[m])
+        for m in range(len(text))
+    ]
     to_text = []
     for n in range(len(predicted)):
         best = max(scores[n][m] for m in range(len(text)) if image_of[m] == n)
@@ -43,9 +46,15 @@ def test_retrieval_equals_the_naive_loop(counts, ties):
     image_of, generator = captions_of(counts), torch.Generator().manual_seed(len(counts))
     for _ in range(5):
         if ties:
-            predicted, text = (torch.randint(-1, 2, (n, 3), generator=generator).float() for n in (len(counts), len(image_of)))
+            predicted, text = (
+                torch.randint(-1, 2, (n, 3), generator=generator).float()
+                for n in (len(counts), len(image_of))
+            )
         else:
-            predicted, text = (F.normalize(torch.randn(n, 6, generator=generator), dim=-1) for n in (len(counts), len(image_of)))
+            predicted, text = (
+                F.normalize(torch.randn(n, 6, generator=generator), dim=-1)
+                for n in (len(counts), len(image_of))
+            )
         expected = naive_ranks(predicted, text, image_of)
         to_image, to_text = metrics.ranks(predicted, text, image_of)
         assert (to_image.tolist(), to_text.tolist()) == expected
@@ -79,7 +88,10 @@ def test_perfect_predictions_score_everything():
     assert all(value == 1 for value in found.values())
 
 
-@pytest.mark.parametrize("images, dim, chunk", [(2, 100, 1), (3, 384, 2), (5, 16, 7), (33, 100, 1024), (101, 384, 64), (1013, 384, 1024)])
+@pytest.mark.parametrize(
+    "images, dim, chunk",
+    [(2, 100, 1), (3, 384, 2), (5, 16, 7), (33, 100, 1024), (101, 384, 64), (1013, 384, 1024)],
+)
 def test_collapsed_predictions_score_nothing(images, dim, chunk):
     """Catches a model that says the same of every image and looks good. Equal rows must tie whatever their place in the matrix
     product: float32 kernels round the last columns of a block otherwise than the first, and chance is then handed out."""
@@ -152,13 +164,19 @@ def test_hub_correction_equals_the_naive_loop():
     image_bank, text_bank = unit(9, 8, 3), unit(11, 8, 4)
 
     def hub(item, bank):
-        return t * math.log(sum(math.exp(sum(a * b for a, b in zip(item, query)) / t) for query in bank.tolist()))
+        return t * math.log(
+            sum(math.exp(sum(a * b for a, b in zip(item, query)) / t) for query in bank.tolist())
+        )
 
     def dot(n, m):
         return sum(a * b for a, b in zip(predicted[n].tolist(), text[m].tolist()))
 
-    to_image, _ = naive_ranks(predicted, text, image_of, lambda n, m: dot(n, m) - hub(predicted[n].tolist(), text_bank))
-    _, to_text = naive_ranks(predicted, text, image_of, lambda n, m: dot(n, m) - hub(text[m].tolist(), image_bank))
+    to_image, _ = naive_ranks(
+        predicted, text, image_of, lambda n, m: dot(n, m) - hub(predicted[n].tolist(), text_bank)
+    )
+    _, to_text = naive_ranks(
+        predicted, text, image_of, lambda n, m: dot(n, m) - hub(text[m].tolist(), image_bank)
+    )
     found = metrics.ranks(predicted, text, image_of, image_bank=image_bank, text_bank=text_bank)
     assert (found[0].tolist(), found[1].tolist()) == (to_image, to_text)
 
@@ -168,8 +186,10 @@ def test_hub_correction_without_banks_changes_nothing():
     image_of = captions_of(COUNTS)
     predicted, text, bank = unit(7, 4, 1), unit(len(image_of), 4, 2), unit(50, 4, 3)
     plain = metrics.ranks(predicted, text, image_of)
-    neither, images, texts = (metrics.ranks(predicted, text, image_of, **b)
-                              for b in (dict(image_bank=None, text_bank=None), dict(image_bank=bank), dict(text_bank=bank)))  # fmt: skip
+    neither, images, texts = (
+        metrics.ranks(predicted, text, image_of, **b)
+        for b in (dict(image_bank=None, text_bank=None), dict(image_bank=bank), dict(text_bank=bank))
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain, neither))
     assert torch.equal(images[0], plain[0]) and not torch.equal(images[1], plain[1])
     assert torch.equal(texts[1], plain[1]) and not torch.equal(texts[0], plain[0])
@@ -183,7 +203,9 @@ def test_hub_correction_takes_out_a_planted_hub():
     predicted[0] = common
     plain = metrics.retrieval(predicted, text, torch.arange(40))["image_retrieval_recall@1"]
     bank = F.normalize(unit(200, 32, 2) * 0.5 + common, dim=-1)
-    corrected = metrics.retrieval(predicted, text, torch.arange(40), text_bank=bank, image_bank=bank)["image_retrieval_recall@1"]
+    corrected = metrics.retrieval(predicted, text, torch.arange(40), text_bank=bank, image_bank=bank)[
+        "image_retrieval_recall@1"
+    ]
     assert plain < 0.5 < corrected
 
 
@@ -206,7 +228,10 @@ def test_chance_median_ranks_are_those_of_random_scores(each):
     """Catches an expected rank given out as the median: the best of 5 captions at random is at 13 % of the list in half of all
     draws and at 17 % on average, so a model that knows nothing would seem to beat chance."""
     image_of, generator = torch.arange(100).repeat_interleave(each), torch.Generator().manual_seed(0)
-    draws = [metrics.retrieval(torch.eye(100), torch.rand(len(image_of), 100, generator=generator), image_of) for _ in range(100)]
+    draws = [
+        metrics.retrieval(torch.eye(100), torch.rand(len(image_of), 100, generator=generator), image_of)
+        for _ in range(100)
+    ]
     for key in ("image_retrieval_median_rank", "text_retrieval_median_rank"):
         seen = sum(d[key] for d in draws) / len(draws)
         assert metrics.chance(image_of, 100)[key] == pytest.approx(seen, rel=0.05), key
@@ -257,8 +282,14 @@ def test_classification_equals_the_naive_loop(ties):
     """Catches a confusion matrix on its side, a recall over absent classes, ties that count for the model."""
     generator = torch.Generator().manual_seed(0)
     for classes in (2, 6, 9):
-        scores = torch.randint(0, 4, (40, classes), generator=generator).float() if ties else torch.randn(40, classes, generator=generator)
-        truth = torch.randint(0, max(2, classes - 1), (40,), generator=generator)  # the last class has no image
+        scores = (
+            torch.randint(0, 4, (40, classes), generator=generator).float()
+            if ties
+            else torch.randn(40, classes, generator=generator)
+        )
+        truth = torch.randint(
+            0, max(2, classes - 1), (40,), generator=generator
+        )  # the last class has no image
         found, confusion = metrics.classification(scores, truth)
         expected, table = naive_classification(scores.tolist(), truth.tolist())
         assert found == pytest.approx(expected)
@@ -282,7 +313,10 @@ def test_classification_refuses_nan():
 @pytest.mark.parametrize("shape", ["line", "point"])
 def test_effective_rank_of_a_line_and_of_a_point_is_one(shape):
     """Catches an alarm that stays silent (or divides by zero) when every image has the same prediction."""
-    predicted = torch.tensor([[0.6, 0.8, 0.0]]) * (torch.linspace(-1, 1, 20) if shape == "line" else torch.ones(20))[:, None]
+    predicted = (
+        torch.tensor([[0.6, 0.8, 0.0]])
+        * (torch.linspace(-1, 1, 20) if shape == "line" else torch.ones(20))[:, None]
+    )
     found = metrics.spread(predicted, predicted, torch.arange(20))
     assert found["effective_rank"] == pytest.approx(1.0, abs=1e-3)
 
@@ -306,10 +340,14 @@ def test_matched_and_mismatched_cosine_equal_the_naive_loop():
     """Catches the matched pairs left inside the mean of the mismatched, where captions an image are uneven."""
     image_of = captions_of(COUNTS)
     predicted, text = unit(7, 8, 1), unit(len(image_of), 8, 2)
-    pairs = [((predicted[n] * text[m]).sum().item(), n == image_of[m]) for n in range(7) for m in range(len(text))]
+    pairs = [
+        ((predicted[n] * text[m]).sum().item(), n == image_of[m]) for n in range(7) for m in range(len(text))
+    ]
     found = metrics.spread(predicted, text, image_of)
     assert found["matched"] == pytest.approx(sum(s for s, own in pairs if own) / len(text), abs=1e-6)
-    assert found["mismatched"] == pytest.approx(sum(s for s, own in pairs if not own) / (6 * len(text)), abs=1e-6)
+    assert found["mismatched"] == pytest.approx(
+        sum(s for s, own in pairs if not own) / (6 * len(text)), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3])

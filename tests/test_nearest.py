@@ -16,7 +16,9 @@ def test_top_k_equals_a_full_sort(n, k, dtype):
     scores, found = top_k(queries, rows, k)
     everything = queries @ rows.float().T
     assert scores.shape == found.shape == (3, min(n, k)) and found.dtype == torch.int64
-    torch.testing.assert_close(scores, everything.sort(dim=1, descending=True).values[:, :k], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        scores, everything.sort(dim=1, descending=True).values[:, :k], rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(everything.gather(1, found), scores, rtol=1e-5, atol=1e-6)
 
 

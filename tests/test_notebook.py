@@ -48,17 +48,33 @@ class Executed:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         folders = {name: str(folder / name) for name in ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR")}
-        env = os.environ | folders | dict(TMPDIR=str(self.temporary), HF_HUB_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+        env = (
+            os.environ
+            | folders
+            | dict(TMPDIR=str(self.temporary), HF_HUB_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+        )
         # No folder of kernel specs: 'python3' is then this interpreter, whatever kernel of that name the user has installed.
-        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+        manager = AsyncKernelManager(
+            kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
+        )
         self.notebook = nbformat.read(NOTEBOOK, as_version=4)
         for cell in code_cells(self.notebook):
             cell.outputs, cell.execution_count = [], None
         before = {path.name for path in ROOT.iterdir()}
-        client = NotebookClient(self.notebook, km=manager, timeout=900, coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}})
-        client.execute(env=env, cleanup_kc=True)  # raises CellExecutionError with the traceback; ends the kernel
+        client = NotebookClient(
+            self.notebook,
+            km=manager,
+            timeout=900,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(ROOT)}},
+        )
+        client.execute(
+            env=env, cleanup_kc=True
+        )  # raises CellExecutionError with the traceback; ends the kernel
         self.new_in_root = {path.name for path in ROOT.iterdir()} - before - {".cache"}
-        self.left_in_temporary = {path.name for path in self.temporary.iterdir() if path.name.startswith("vl-jepa")}
+        self.left_in_temporary = {
+            path.name for path in self.temporary.iterdir() if path.name.startswith("vl-jepa")
+        }
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +86,9 @@ def executed(tmp_path_factory):
 def test_notebook_runs_from_top_to_bottom(executed):
     """A renamed function, a changed argument, a cell that needs a variable of a later cell, or a run that starts to warn."""
     assert all(cell.execution_count for cell in code_cells(executed.notebook))
-    assert not [o for o in outputs(executed.notebook) if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [
+        o for o in outputs(executed.notebook) if o.output_type == "error" or o.get("name") == "stderr"
+    ]
 
 
 def test_notebook_draws_as_many_pictures_as_it_was_committed_with(executed, committed):
@@ -99,9 +117,15 @@ def test_notebook_leaves_nothing_behind(executed):
 def test_notebook_is_committed_with_its_outputs(committed):
     """Outputs cleared before a commit, cells run out of order or twice, a traceback or a warning left in."""
     nbformat.validate(committed)
-    assert [cell.execution_count for cell in code_cells(committed)] == list(range(1, len(code_cells(committed)) + 1))
+    assert [cell.execution_count for cell in code_cells(committed)] == list(
+        range(1, len(code_cells(committed)) + 1)
+    )
     assert [cell.source for cell in code_cells(committed) if not cell.outputs] == []
-    assert not [output for output in outputs(committed) if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output
+        for output in outputs(committed)
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     found = held_out_r1(committed)
     assert found["info_nce"]["text_retrieval_recall@1"] > 5 * found["chance"]["text_retrieval_recall@1"]
 

@@ -10,12 +10,30 @@ from tests.conftest import Letters, Pixels, load, run
 
 def test_packed_archive_gives_the_features_of_its_csv(archive, tmp_path):
     """Catches captions that go to another image, and a last tar that is left out."""
-    flags = ["--csv", archive.csv, "--images", archive.images, "--out", tmp_path / "tars" / "t-{:02}.tar", "--per-shard", 3]
+    flags = [
+        "--csv",
+        archive.csv,
+        "--images",
+        archive.images,
+        "--out",
+        tmp_path / "tars" / "t-{:02}.tar",
+        "--per-shard",
+        3,
+    ]
     assert pack.main(list(map(str, flags))) == 0
     assert sorted(p.name for p in (tmp_path / "tars").iterdir()) == ["t-00.tar", "t-01.tar", "t-02.tar"]
-    names = encode_shards(str(tmp_path / "tars" / "t-{00..02}.tar"), tmp_path / "shards", Pixels(), Letters(), open_image, quiet=True)
+    names = encode_shards(
+        str(tmp_path / "tars" / "t-{00..02}.tar"),
+        tmp_path / "shards",
+        Pixels(),
+        Letters(),
+        open_image,
+        quiet=True,
+    )
     shards, features = open_shards(tmp_path / "shards", names), run(archive, Pixels(), Letters(), None)
-    assert list(shards.names()) == load(archive).image_names and torch.equal(shards.image_of, features.image_of)
+    assert list(shards.names()) == load(archive).image_names and torch.equal(
+        shards.image_of, features.image_of
+    )
     assert torch.equal(shards.image[:], features.image) and torch.equal(shards.text[:], features.text)
 
 

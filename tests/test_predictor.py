@@ -10,7 +10,9 @@ SIZES = dict(vision_dim=10, text_dim=6, hidden_dim=8)
 
 def features(rows=50, dim=10):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, dim, generator=generator) * torch.linspace(0.01, 3, dim) + torch.linspace(-5, 5, dim)
+    return torch.randn(rows, dim, generator=generator) * torch.linspace(0.01, 3, dim) + torch.linspace(
+        -5, 5, dim
+    )
 
 
 def test_default_predictor_has_the_documented_number_of_parameters():
@@ -102,7 +104,10 @@ def test_config_and_state_rebuild_the_same_predictor(options):
     twin = Predictor(**predictor.config)
     twin.load_state_dict(predictor.state_dict())
     assert twin.config == predictor.config
-    assert [twin.members[0][3].p, twin.members[0][0].p] == [options.get("dropout", 0.0), options.get("input_dropout", 0.0)]
+    assert [twin.members[0][3].p, twin.members[0][0].p] == [
+        options.get("dropout", 0.0),
+        options.get("input_dropout", 0.0),
+    ]
     assert len(twin.members) == options.get("members", 1)
     assert torch.equal(twin.eval()(features()), predictor.eval()(features()))
 

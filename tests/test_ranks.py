@@ -28,11 +28,17 @@ def train_a_little(loss_name):
     image_of = torch.arange(M) % N
     scale = torch.tensor(1.0, requires_grad=True)
     optimiser = torch.optim.SGD([*predictor.parameters(), scale], lr=0.1)
-    each, rank, world = ranks.parallel(predictor), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    each, rank, world = (
+        ranks.parallel(predictor),
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
     for _ in range(5):
         mine = ranks.share(N, rank, world)
         rows = ranks.gather(torch.cat(each(image[mine], (mine.start, N)), 1), N)
-        loss = sum(getattr(losses, loss_name)(p, text, image_of, scale.exp(), 0.0) for p in rows.chunk(2, 1)) / 2
+        loss = (
+            sum(getattr(losses, loss_name)(p, text, image_of, scale.exp(), 0.0) for p in rows.chunk(2, 1)) / 2
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -40,7 +46,13 @@ def train_a_little(loss_name):
 
 
 def worker(rank, world, port, folder):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ |= dict(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     assert ranks.start("cpu") == (rank, world, "cpu")
     found = {name: train_a_little(name) for name in losses.LOSSES}
@@ -80,7 +92,11 @@ def test_shares_are_everything_once_in_order(n, world):
 def test_without_torchrun_nothing_is_gathered():
     """Catches a single process that waits for others."""
     rows = torch.randn(3, 2, requires_grad=True)
-    assert ranks.gather(rows, 3) is rows and ranks.start("cpu") == (0, 1, "cpu") and not ranks.any_rank(False, "cpu")
+    assert (
+        ranks.gather(rows, 3) is rows
+        and ranks.start("cpu") == (0, 1, "cpu")
+        and not ranks.any_rank(False, "cpu")
+    )
     ranks.wait(), ranks.stop()
 
 
@@ -88,16 +104,53 @@ def test_without_torchrun_nothing_is_gathered():
 
 
 def torchrun(processes, *flags, node=()):
-    start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *(node or [f"--master_port={free_port()}"])]
-    command = [sys.executable, *start, "--", "train.py", *flags]  # torchrun has a --run-path, and would take --run for it
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | dict(OMP_NUM_THREADS="1"))  # fmt: skip
+    start = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        *(node or [f"--master_port={free_port()}"]),
+    ]
+    command = [
+        sys.executable,
+        *start,
+        "--",
+        "train.py",
+        *flags,
+    ]  # torchrun has a --run-path, and would take --run for it
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+    )
 
 
 def flags(archive, run, *more):
     cache = archive.csv.parent / "cache.sqlite"
-    return ["--csv", archive.csv, "--images", archive.images, "--cache", cache, "--run", run, "--quiet", "--vision",
-            "efficientnet-lite0", "--hidden", 16, "--batch-size", 5, "--device", "cpu", "--val-fraction", 0.3, *more]  # fmt: skip
+    return [
+        "--csv",
+        archive.csv,
+        "--images",
+        archive.images,
+        "--cache",
+        cache,
+        "--run",
+        run,
+        "--quiet",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        16,
+        "--batch-size",
+        5,
+        "--device",
+        "cpu",
+        "--val-fraction",
+        0.3,
+        *more,
+    ]
 
 
 def parameters(run, name="last.pt"):
@@ -115,7 +168,9 @@ def test_torchrun_trains_what_one_process_trains_and_goes_on_as_one(archive, tmp
     assert job.returncode == 0, errors
     assert told.count("best.pt is epoch") == 1 and told.count("efficientnet-lite0") == 1
     assert train.main(list(map(str, flags(archive, tmp_path / "two", "--epochs", 4, "--resume")))) == 0
-    assert (parameters(tmp_path / "one") - parameters(tmp_path / "two")).abs().max() < 1e-4  # AdamW divides noise by noise
+    assert (
+        parameters(tmp_path / "one") - parameters(tmp_path / "two")
+    ).abs().max() < 1e-4  # AdamW divides noise by noise
     log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in log] == [1, 2, 3, 4]
 
@@ -128,7 +183,10 @@ def test_two_nodes_train_what_one_process_trains(archive, tmp_path):
     recipe = ["--loss", "sigmoid", "--lr", 0.01, "--epochs", 2]
     assert train.main(list(map(str, flags(archive, tmp_path / "one", *recipe)))) == 0
     meet = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=1"]
-    jobs = [torchrun(1, *flags(archive, tmp_path / "two", *recipe), node=[*meet, f"--node_rank={node}"]) for node in (0, 1)]
+    jobs = [
+        torchrun(1, *flags(archive, tmp_path / "two", *recipe), node=[*meet, f"--node_rank={node}"])
+        for node in (0, 1)
+    ]
     told, errors = zip(*(job.communicate(timeout=120) for job in jobs))
     assert [job.returncode for job in jobs] == [0, 0], errors
     assert "".join(told).count("best.pt is epoch") == 1 and "2 processes" in "".join(told)

@@ -27,7 +27,13 @@ def commands(text):
             for part in re.split(r"\s(?:&&|\|\|?|;)\s", line):
                 if re.match(r"python3? (train\.py|eval\.py|-m apps\.\w+)(\s|$)", part):
                     words = shlex.split(part, comments=True)[1:]
-                    found.append(words[: next((i for i, word in enumerate(words) if re.match(r"\d?[<>]", word)), len(words))])
+                    found.append(
+                        words[
+                            : next(
+                                (i for i, word in enumerate(words) if re.match(r"\d?[<>]", word)), len(words)
+                            )
+                        ]
+                    )
     return found
 
 
@@ -48,7 +54,11 @@ python eval.py x.jpg > out.txt && python -m apps.y --k
 python train.py --not-fenced
 [a](models/x.py#L3) [b](https://c.d) ![p](<q.png> "t") [e](#here)
 """
-    assert commands(text) == [["train.py", "--csv", "a b.csv", "--epochs", "3"], ["eval.py", "x.jpg"], ["-m", "apps.y", "--k"]]
+    assert commands(text) == [
+        ["train.py", "--csv", "a b.csv", "--epochs", "3"],
+        ["eval.py", "x.jpg"],
+        ["-m", "apps.y", "--k"],
+    ]
     assert links(text) == ["models/x.py", "q.png"]
 
 
@@ -65,7 +75,9 @@ def test_readme_command_parses(command):
     if command[0] == "-m":
         path = ROOT.joinpath(*command[1].split(".")).with_suffix(".py")
         assert path.is_file(), f"{path.relative_to(ROOT)} is shown in the README and is not there"
-        verb = [word for word in command[2:3] if not word.startswith("-")]  # of apps that have some, each its own flags
+        verb = [
+            word for word in command[2:3] if not word.startswith("-")
+        ]  # of apps that have some, each its own flags
         ask = [sys.executable, "-m", command[1], *verb, "--help"]
         told = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         flags = [word.partition("=")[0] for word in command[2:] if word.startswith("--")]

@@ -26,16 +26,28 @@ from models.vljepa import VLJEPA
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(find_spec("skimage").submodule_search_locations[0], "data")
-PHOTOS = {"astronaut.png": "a smiling woman in an orange space suit", "chelsea.png": "the face of a cat", "coffee.png": "a cup of coffee",
-          "rocket.jpg": "a rocket on its launch pad", "coins.png": "old coins in rows", "hubble_deep_field.jpg": "galaxies in black space",
-          "camera.png": "a man with a camera on a tripod", "motorcycle_left.png": "a motorcycle in a garage"}  # fmt: skip
+PHOTOS = {
+    "astronaut.png": "a smiling woman in an orange space suit",
+    "chelsea.png": "the face of a cat",
+    "coffee.png": "a cup of coffee",
+    "rocket.jpg": "a rocket on its launch pad",
+    "coins.png": "old coins in rows",
+    "hubble_deep_field.jpg": "galaxies in black space",
+    "camera.png": "a man with a camera on a tripod",
+    "motorcycle_left.png": "a motorcycle in a garage",
+}
 
 
 class World:
     """`photos` (8 photographs in two folders), a `run` trained on them, and the `index` that search.py made."""
 
     def __init__(self, root):
-        self.root, self.photos, self.run, self.index = root, root / "photos", root / "run", root / "index.sqlite"
+        self.root, self.photos, self.run, self.index = (
+            root,
+            root / "photos",
+            root / "run",
+            root / "index.sqlite",
+        )
         (self.photos / "two words").mkdir(parents=True)
         lines = ["image_name,comment"]
         for n, (name, caption) in enumerate(PHOTOS.items()):
@@ -45,9 +57,32 @@ class World:
             image.save(self.photos / path, quality=90)
             lines.append(f"{path},{caption}")
         (root / "captions.csv").write_text("\n".join(lines) + "\n")
-        flags = ["--csv", root / "captions.csv", "--images", self.photos, "--cache", root / "cache.sqlite", "--run", self.run, "--vision",
-                 "efficientnet-lite0", "--hidden", "64", "--epochs", "30", "--lr", "0.003", "--loss", "info_nce", "--standardise",
-                 "--device", "cpu", "--val-fraction", "0", "--quiet"]  # fmt: skip
+        flags = [
+            "--csv",
+            root / "captions.csv",
+            "--images",
+            self.photos,
+            "--cache",
+            root / "cache.sqlite",
+            "--run",
+            self.run,
+            "--vision",
+            "efficientnet-lite0",
+            "--hidden",
+            "64",
+            "--epochs",
+            "30",
+            "--lr",
+            "0.003",
+            "--loss",
+            "info_nce",
+            "--standardise",
+            "--device",
+            "cpu",
+            "--val-fraction",
+            "0",
+            "--quiet",
+        ]
         assert train.main(list(map(str, flags))) == 0
         self.model = VLJEPA.load(self.run)
         assert self.search("index", self.photos) == 0
@@ -79,9 +114,14 @@ def place(world, tmp_path):
 def contents(index):
     """All an index holds, in its own order; of the stamps, the part that doesn't tell when the file was seen."""
     db = sqlite3.connect(index)
-    rows = db.execute("SELECT * FROM images").fetchall(), db.execute("SELECT * FROM meta ORDER BY key").fetchall()
+    rows = (
+        db.execute("SELECT * FROM images").fetchall(),
+        db.execute("SELECT * FROM meta ORDER BY key").fetchall(),
+    )
     db.close()
-    return [(number, path, stamp.partition(SEEN)[0], *rest) for number, path, stamp, *rest in rows[0]], rows[1]
+    return [(number, path, stamp.partition(SEEN)[0], *rest) for number, path, stamp, *rest in rows[0]], rows[
+        1
+    ]
 
 
 def stamps(index):
@@ -104,7 +144,9 @@ def edit(index, statement, *values):
 
 def python(code, *argv, **options):
     """A process of its own, in the project's folder."""
-    return subprocess.run([sys.executable, "-c", code, *map(str, argv)], cwd=ROOT, capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], cwd=ROOT, capture_output=True, text=True, **options
+    )
 
 
 # index
@@ -113,7 +155,9 @@ def python(code, *argv, **options):
 def test_index_holds_what_encode_image_gives_in_the_order_of_paths(world):
     """Catches rows that belong to other photographs, folders not entered, and a preprocessing of its own."""
     rows = contents(world.index)[0]
-    assert [row[1] for row in rows] == sorted(os.fsencode(p.relative_to(world.photos)) for p in world.photos.rglob("*.jpg"))
+    assert [row[1] for row in rows] == sorted(
+        os.fsencode(p.relative_to(world.photos)) for p in world.photos.rglob("*.jpg")
+    )
     kept = torch.stack([torch.frombuffer(bytearray(row[4]), dtype=torch.float16).float() for row in rows])
     expected = world.model.encode_image([world.photos / os.fsdecode(row[1]) for row in rows])
     assert (kept * expected).sum(-1).min() > 0.999 and len(rows) == len(PHOTOS)
@@ -126,8 +170,10 @@ def test_unchanged_folder_is_indexed_without_torch(world):
     done = python(code, "index", world.photos, "--index", world.index, "--run", world.run)
     assert done.returncode == 0 and " 0 new or changed" in done.stdout, done.stderr
     assert contents(world.index) == before
-    done = python("import sys; sys.argv = ['x']\ntry: from apps.search import main; main(['--help'])\n"
-                  "except SystemExit: assert 'torch' not in sys.modules and 'PIL' not in sys.modules")  # fmt: skip
+    done = python(
+        "import sys; sys.argv = ['x']\ntry: from apps.search import main; main(['--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules and 'PIL' not in sys.modules"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -154,7 +200,11 @@ def test_index_again_takes_up_what_is_new_changed_renamed_touched_and_gone(world
 
 def test_stamp_of_a_young_file_equals_no_other(tmp_path):
     """Catches a file that changes twice within one tick of a coarse clock (2 s on FAT) and keeps its size."""
-    young, future, old = tmp_path / "young", tmp_path / "future", Path(torch.__file__)  # as old as the installation
+    young, future, old = (
+        tmp_path / "young",
+        tmp_path / "future",
+        Path(torch.__file__),
+    )  # as old as the installation
     young.write_bytes(b"just now")
     os.utime(young, (1, 1))  # its own time says 1970, its change time does not
     future.write_bytes(b"from 2100")
@@ -170,7 +220,12 @@ def test_file_that_was_young_is_told_by_its_content(world, place, capsys):
     photos, index = place
     file = photos / "astronaut.jpg"
     shutil.copy(photos / "two words" / "chelsea.jpg", file)
-    edit(index, "UPDATE images SET stamp = ? WHERE path = ?", f"{times_of(file.stat())}{SEEN}1", os.fsencode(file.name))
+    edit(
+        index,
+        "UPDATE images SET stamp = ? WHERE path = ?",
+        f"{times_of(file.stat())}{SEEN}1",
+        os.fsencode(file.name),
+    )
     capsys.readouterr()
     assert world.search("index", photos, index=index) == 0
     assert "1 new or changed (0 encoded, 0 damaged)" in capsys.readouterr().out
@@ -190,7 +245,10 @@ def test_files_that_were_young_are_written_once(world, place, monkeypatch, capsy
         assert world.search("index", photos, index=index) == 0
         assert " 0 new or changed" in capsys.readouterr().out and contents(index) == before
         assert not [stamp for stamp in stamps(index).values() if SEEN in stamp]
-        edit(index, "CREATE TRIGGER IF NOT EXISTS once BEFORE UPDATE ON images BEGIN SELECT RAISE(ABORT, 'written again'); END")
+        edit(
+            index,
+            "CREATE TRIGGER IF NOT EXISTS once BEFORE UPDATE ON images BEGIN SELECT RAISE(ABORT, 'written again'); END",
+        )
 
 
 def test_files_from_the_future_are_not_written_again_and_load_no_model(world, place, capsys):
@@ -231,7 +289,9 @@ def test_killed_index_can_be_searched_and_ends_as_the_undisturbed_one(world, pla
     shutil.copy(photos / "astronaut.jpg", photos / "zz copy.jpg")
     whole, killed = index.with_name("whole.sqlite"), index.with_name("killed.sqlite")
     assert world.search("index", photos, "--batch-size", 2, index=whole) == 0
-    done = python(KILL, "index", photos, "--index", killed, "--run", world.run, "--device", "cpu", "--batch-size", 2)
+    done = python(
+        KILL, "index", photos, "--index", killed, "--run", world.run, "--device", "cpu", "--batch-size", 2
+    )
     assert done.returncode == -signal.SIGKILL
     assert 4 <= len(paths(killed)) < len(paths(whole))
     capsys.readouterr()
@@ -256,7 +316,9 @@ def test_damaged_images_are_listed_once_and_taken_up_when_mended(world, place, c
     assert " 0 new or changed" in out and "2 more can't be decoded" in out and "half.jpg" not in err
     (photos / "half.jpg").write_bytes(whole)
     assert world.search("index", photos, index=index) == 0
-    assert "1 new or changed (0 encoded, 0 damaged)" in capsys.readouterr().out  # its content is known: the astronaut's
+    assert (
+        "1 new or changed (0 encoded, 0 damaged)" in capsys.readouterr().out
+    )  # its content is known: the astronaut's
 
 
 def test_links_and_hidden_files_are_passed_over(world, place, tmp_path, capsys):
@@ -271,7 +333,9 @@ def test_links_and_hidden_files_are_passed_over(world, place, tmp_path, capsys):
     (photos / ".hidden.jpg").write_bytes((photos / "astronaut.jpg").read_bytes())
     (photos / "notes.txt").write_text("not an image")
     assert world.search("index", photos, index=index) == 0
-    assert paths(index) == before and "1 other files and 3 symbolic links passed over" in capsys.readouterr().out
+    assert (
+        paths(index) == before and "1 other files and 3 symbolic links passed over" in capsys.readouterr().out
+    )
 
 
 def test_index_of_an_emptied_or_another_folder_is_left_alone(world, place, tmp_path, capsys):
@@ -297,7 +361,9 @@ def test_index_of_another_model_is_refused_and_made_anew(world, place, tmp_path,
     other = tmp_path / "other run"
     other.mkdir()
     state = torch.load(world.run / "best.pt", weights_only=True)
-    state["predictor"] = {name: value + 0.1 if name.endswith("weight") else value for name, value in state["predictor"].items()}
+    state["predictor"] = {
+        name: value + 0.1 if name.endswith("weight") else value for name, value in state["predictor"].items()
+    }
     torch.save(state, other / "best.pt")
     before = contents(index)
     assert world.search("find", "a cat", "--run", other, index=index) == 1
@@ -338,7 +404,10 @@ def test_find_scores_are_cosines_of_the_two_verbs(world, monkeypatch, capsys):
     monkeypatch.chdir(world.photos / "two words")
     assert world.search("find", "a cup of coffee") == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    expected = world.model.encode_image([Path(path) for _, path in lines]) @ world.model.encode_text("a cup of coffee").T
+    expected = (
+        world.model.encode_image([Path(path) for _, path in lines])
+        @ world.model.encode_text("a cup of coffee").T
+    )
     assert [float(score) for score, _ in lines] == pytest.approx(expected[:, 0].tolist(), abs=2e-3)
     assert [float(score) for score, _ in lines] == sorted((float(score) for score, _ in lines), reverse=True)
 
@@ -346,8 +415,14 @@ def test_find_scores_are_cosines_of_the_two_verbs(world, monkeypatch, capsys):
 def test_find_by_image_finds_that_image_and_takes_text_beside_it(world, capsys):
     """Catches a query image that goes another way than the indexed ones."""
     found = search.find(image=world.photos / "astronaut.jpg", file=world.index, run=world.run, device="cpu")
-    assert found[0][1].name == "astronaut.jpg" and found[0][0] == pytest.approx(1, abs=2e-3) and found[1][0] < 0.99
-    assert world.search("find", "--image", world.photos / "astronaut.jpg", "--not", "a woman", "--top", 2) == 0
+    assert (
+        found[0][1].name == "astronaut.jpg"
+        and found[0][0] == pytest.approx(1, abs=2e-3)
+        and found[1][0] < 0.99
+    )
+    assert (
+        world.search("find", "--image", world.photos / "astronaut.jpg", "--not", "a woman", "--top", 2) == 0
+    )
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert world.search("find", "--image", world.root / "nothing.jpg") == 1
 
@@ -357,7 +432,9 @@ def test_and_adds_and_not_takes_away():
     a, b, c = F.normalize(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), dim=-1).split(1)
     assert torch.allclose(search.combine(a, b[:0]), a)
     both, without = search.combine(torch.cat([a, b]), c[:0]), search.combine(a, torch.cat([b, c]))
-    assert both @ b.T > a @ b.T and without @ b.T < a @ b.T and without @ c.T < a @ c.T and without @ a.T > 0.5
+    assert (
+        both @ b.T > a @ b.T and without @ b.T < a @ b.T and without @ c.T < a @ c.T and without @ a.T > 0.5
+    )
     torch.testing.assert_close(both, search.combine(torch.cat([b, a]), c[:0]))
     torch.testing.assert_close(both.norm(), torch.tensor(1.0))
 
@@ -376,17 +453,24 @@ def test_approximate_search_agrees_with_exact_and_follows_the_index(world, place
         assert "recall@8 1.000" in capsys.readouterr().err
     next(photos.rglob("chelsea.jpg")).unlink()
     assert world.search("index", photos, index=index) == 0
-    assert "chelsea.jpg" not in {path.name for _, path in search.find(["a cat"], file=index, run=world.run, ann=True, quiet=True)}
+    assert "chelsea.jpg" not in {
+        path.name for _, path in search.find(["a cat"], file=index, run=world.run, ann=True, quiet=True)
+    }
 
 
 def test_graph_recalls_most_of_a_larger_index(world, tmp_path, capsys):
     """Catches an approximate search that is right only because eight rows are few."""
     index = tmp_path / "i.sqlite"
     shutil.copy(world.index, index)
-    rows = F.normalize(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)), dim=-1).half().numpy()
+    rows = (
+        F.normalize(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)), dim=-1).half().numpy()
+    )
     db = sqlite3.connect(index)
     with db:
-        db.executemany("INSERT INTO images (path, row) VALUES (?, ?)", [(b"%d.jpg" % i, row.tobytes()) for i, row in enumerate(rows)])
+        db.executemany(
+            "INSERT INTO images (path, row) VALUES (?, ?)",
+            [(b"%d.jpg" % i, row.tobytes()) for i, row in enumerate(rows)],
+        )
     db.close()
     search.find(["a cat"], file=index, run=world.run, device="cpu", ann=True, quiet=True)
     assert float(capsys.readouterr().err.split("recall@12 ")[1].split()[0]) > 0.9
@@ -407,7 +491,13 @@ class Tags(HTMLParser):
         self.images += [value for key, value in attributes if key == "src"]
 
 
-STRANGE = ["<script>alert(1)<x>.jpg", '" onerror="alert(1).jpg', "100%20#?&.jpg", "javascript:alert(1).jpg", "猫 ü.jpg"]
+STRANGE = [
+    "<script>alert(1)<x>.jpg",
+    '" onerror="alert(1).jpg',
+    "100%20#?&.jpg",
+    "javascript:alert(1).jpg",
+    "猫 ü.jpg",
+]
 
 
 def test_html_is_inert_and_its_links_open_the_files(world, place, tmp_path, capsys):
@@ -421,11 +511,20 @@ def test_html_is_inert_and_its_links_open_the_files(world, place, tmp_path, caps
     assert world.search("find", "<b>&{x}", "--top", 50, "--html", sheet, index=index) == 0
     text = sheet.read_text(encoding="utf-8")
     tags = Tags(text)
-    assert set(tags.names) == set("html meta title style h1 main figure a img figcaption b".split()) and "&lt;b&gt;&amp;{x}" in text
+    assert (
+        set(tags.names) == set("html meta title style h1 main figure a img figcaption b".split())
+        and "&lt;b&gt;&amp;{x}" in text
+    )
     assert tags.names.count("img") == tags.names.count("b") == len(PHOTOS) + len(STRANGE)
-    assert all(image.startswith("data:image/jpeg;base64,") for image in tags.images) and "http:" not in text and "https:" not in text
+    assert (
+        all(image.startswith("data:image/jpeg;base64,") for image in tags.images)
+        and "http:" not in text
+        and "https:" not in text
+    )
     opened = {(sheet.parent / unquote(link)).resolve() for link in tags.links}
-    assert opened == {path.resolve() for path in photos.rglob("*.jpg")} and not any(link.startswith("javascript:") for link in tags.links)
+    assert opened == {path.resolve() for path in photos.rglob("*.jpg")} and not any(
+        link.startswith("javascript:") for link in tags.links
+    )
 
 
 def test_grid_shows_every_result_and_spares_the_photographs(world, place, tmp_path, capsys):
@@ -461,7 +560,11 @@ def test_duplicates_are_told_from_other_photographs(world, place, capsys):
     ((cosine, group),) = near
     assert {"again.jpg", "cropped.png"} < {p.name for p in group} and len(group) == 3 and 0.9 < cosine < 1
     assert world.search("duplicates", index=index) == 0
-    assert capsys.readouterr().out.rstrip().endswith("1 groups of identical files, 1 of near-duplicates (cosine from 0.92 on)")
+    assert (
+        capsys.readouterr()
+        .out.rstrip()
+        .endswith("1 groups of identical files, 1 of near-duplicates (cosine from 0.92 on)")
+    )
 
 
 def test_duplicates_in_blocks_are_the_connected_components(world, tmp_path):
@@ -470,7 +573,9 @@ def test_duplicates_in_blocks_are_the_connected_components(world, tmp_path):
 
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2500, 16, generator=generator)
-    some = centres[torch.randint(2500, (5000,), generator=generator)] + 0.15 * torch.randn(5000, 16, generator=generator)
+    some = centres[torch.randint(2500, (5000,), generator=generator)] + 0.15 * torch.randn(
+        5000, 16, generator=generator
+    )
     sketches = F.normalize(some, dim=-1).half()
     index = tmp_path / "i.sqlite"
     shutil.copy(world.index, index)
@@ -483,14 +588,18 @@ def test_duplicates_in_blocks_are_the_connected_components(world, tmp_path):
     _, near = search.duplicates(index, 0.97)
     count, label = connected_components((sketches.float() @ sketches.float().T >= 0.97).numpy())
     expected = [sorted(f"{i:04d}" for i in (label == n).nonzero()[0]) for n in range(count)]
-    assert sorted(sorted(p.name for p in group) for _, group in near) == sorted(group for group in expected if len(group) > 1)
+    assert sorted(sorted(p.name for p in group) for _, group in near) == sorted(
+        group for group in expected if len(group) > 1
+    )
     assert len(near) > 500
 
 
 # Strangers' files and wrong usage
 
 
-@pytest.mark.parametrize("path", [b"../secret.jpg", b"two words/../../secret.jpg", b"/etc/hostname", b"a\0b.jpg"])
+@pytest.mark.parametrize(
+    "path", [b"../secret.jpg", b"two words/../../secret.jpg", b"/etc/hostname", b"a\0b.jpg"]
+)
 def test_index_that_points_outside_its_folder_is_refused(world, place, tmp_path, capsys, path):
     """Catches a contact sheet of somebody's private pictures, asked for by an index from somebody else."""
     _, index = place
@@ -500,14 +609,26 @@ def test_index_that_points_outside_its_folder_is_refused(world, place, tmp_path,
     assert not (tmp_path / "sheet.html").exists()
 
 
-@pytest.mark.parametrize("statement", [
-    "UPDATE images SET row = x'00' WHERE id = 2", "UPDATE images SET row = zeroblob(20)", "UPDATE images SET row = 5",
-    "UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1", "UPDATE images SET path = 7 WHERE id = 1",
-    "UPDATE images SET row = x'123456'", "DELETE FROM meta WHERE key != 'format'",
-    "UPDATE images SET sketch = x'007e' || substr(sketch, 3)",
-    "UPDATE meta SET value = x'ff' WHERE key = 'model'", "UPDATE meta SET value = 9", "DELETE FROM meta", "DROP TABLE images",
-    "ALTER TABLE images DROP COLUMN sketch", "UPDATE images SET path = x'' WHERE id = 1", "UPDATE images SET stamp = x'ff'",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE images SET row = x'00' WHERE id = 2",
+        "UPDATE images SET row = zeroblob(20)",
+        "UPDATE images SET row = 5",
+        "UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1",
+        "UPDATE images SET path = 7 WHERE id = 1",
+        "UPDATE images SET row = x'123456'",
+        "DELETE FROM meta WHERE key != 'format'",
+        "UPDATE images SET sketch = x'007e' || substr(sketch, 3)",
+        "UPDATE meta SET value = x'ff' WHERE key = 'model'",
+        "UPDATE meta SET value = 9",
+        "DELETE FROM meta",
+        "DROP TABLE images",
+        "ALTER TABLE images DROP COLUMN sketch",
+        "UPDATE images SET path = x'' WHERE id = 1",
+        "UPDATE images SET stamp = x'ff'",
+    ],
+)
 def test_index_with_nonsense_in_it_is_refused_or_answered(world, tmp_path, capsys, statement):
     """Catches a traceback out of a damaged index, and a score that is no number at the head of the list."""
     index = tmp_path / "i.sqlite"
@@ -539,7 +660,9 @@ def test_files_of_another_kind_are_refused_and_left_as_they_are(world, tmp_path,
         before = (tmp_path / name).read_bytes()
         assert world.search("index", world.photos, index=tmp_path / name) == 1
         assert world.search("find", "a cat", index=tmp_path / name) == 1
-        assert (tmp_path / name).read_bytes() == before and "not an index of this program" in capsys.readouterr().err
+        assert (
+            tmp_path / name
+        ).read_bytes() == before and "not an index of this program" in capsys.readouterr().err
     assert world.search("find", "a cat", index=tmp_path / "none.sqlite") == 1
     assert "make one first" in capsys.readouterr().err and not (tmp_path / "none.sqlite").exists()
 
@@ -557,11 +680,21 @@ def test_names_that_are_no_text_are_found_and_printed_harmlessly(world, place, c
     assert r"\udcff\x1b[31m\n.jpg" in out and "\x1b" not in out and len(out.splitlines()) == 2
 
 
-@pytest.mark.parametrize("flags", [
-    [], ["find"], ["find", "--not", "snow"], ["find", "a", "--top", "0"], ["find", "a", "--html", "photo.jpg"],
-    ["find", "a", "--grid", "a.jpg"], ["index"], ["index", ".", "--batch-size", "0"], ["duplicates", "--threshold", "2"],
-    ["duplicates", "--run", "x"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["find"],
+        ["find", "--not", "snow"],
+        ["find", "a", "--top", "0"],
+        ["find", "a", "--html", "photo.jpg"],
+        ["find", "a", "--grid", "a.jpg"],
+        ["index"],
+        ["index", ".", "--batch-size", "0"],
+        ["duplicates", "--threshold", "2"],
+        ["duplicates", "--run", "x"],
+    ],
+)
 def test_wrong_usage_exits_with_2(flags, capsys):
     """Catches a traceback, or a sheet written over a photograph, for a slip on the command line."""
     with pytest.raises(SystemExit) as stopped:

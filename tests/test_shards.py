@@ -73,13 +73,25 @@ def pack(archive, folder, per_tar=3):
         members = []
         for name in archive.names[first : first + per_tar]:
             record = dict(captions=[caption for image, caption in captions if image == name])
-            members += [(name, (archive.images / name).read_bytes()), (name.replace(".jpg", ".json"), json.dumps(record).encode())]
+            members += [
+                (name, (archive.images / name).read_bytes()),
+                (name.replace(".jpg", ".json"), json.dumps(record).encode()),
+            ]
         make_tar(folder / f"t-{first // per_tar:05}.tar", members)
     return f"{folder}/t-{{00000..{(len(archive.names) - 1) // per_tar:05}}}.tar"
 
 
 def encode(pattern, folder, vision=None, text=None, **options):
-    return encode_shards(str(pattern), folder, vision or Pixels(), text or Letters(), open_image, workers=2, quiet=True, **options)
+    return encode_shards(
+        str(pattern),
+        folder,
+        vision or Pixels(),
+        text or Letters(),
+        open_image,
+        workers=2,
+        quiet=True,
+        **options,
+    )
 
 
 def encode_one(folder, members, **fields):
@@ -91,7 +103,10 @@ def encode_one(folder, members, **fields):
 
 
 def same(found, features):
-    return all(torch.equal(a, b) for a, b in zip((found.image[:], found.text[:], found.image_of), features, strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip((found.image[:], found.text[:], found.image_of), features, strict=True)
+    )
 
 
 @pytest.fixture
@@ -118,7 +133,11 @@ class Joined:
     """Two towers side by side, as VisionEncoder makes of a name with '+'."""
 
     def __init__(self, *parts):
-        self.parts, self.name, self.key = parts, "+".join(p.name for p in parts), "+".join(p.key for p in parts)
+        self.parts, self.name, self.key = (
+            parts,
+            "+".join(p.name for p in parts),
+            "+".join(p.key for p in parts),
+        )
 
 
 def test_joined_towers_equal_the_features_of_the_csv(archive, pattern, out):
@@ -132,7 +151,9 @@ def test_real_towers_equal_the_features_of_the_csv(tmp_path, out, lite0, minilm)
     """Catches another order of decoding, preprocessing and batching than encode_archive's; photographs, the packaged towers."""
     skimage = pytest.importorskip("skimage")
     archive = make_archive(tmp_path / "photos", count=3)
-    for name, photo in zip(archive.names, (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())):
+    for name, photo in zip(
+        archive.names, (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())
+    ):
         Image.fromarray(photo).save(archive.images / name)
     found = open_shards(out, encode(pack(archive, tmp_path / "tars"), out, lite0, minilm))
     assert same(found, run(archive, lite0, minilm, None))
@@ -142,13 +163,23 @@ def test_img2dataset_members_are_read_as_it_writes_them(tmp_path):
     """Catches a .json beside a .txt taken for its caption (or minded, when it is huge), a folder in the name, upper case, BOM, line
     ends, and other members."""
     record = json.dumps(dict(caption="not this", url="http://x", exif="x" * (1 << 20))).encode()
-    found, skipped = encode_one(tmp_path, [
-        ("./000000000.jpg", jpeg(1)), ("./000000000.json", record), ("./000000000.txt", b"\xef\xbb\xbf a caption\nin two lines \n"),
-        ("deep.er/1.JPEG", jpeg(2)), ("deep.er/1.seg.png", b"not an image"), ("deep.er/1.cls", b"7"), ("deep.er/1.TXT", b"b"),
-        ("README", b"no ending"),
-    ])  # fmt: skip
+    found, skipped = encode_one(
+        tmp_path,
+        [
+            ("./000000000.jpg", jpeg(1)),
+            ("./000000000.json", record),
+            ("./000000000.txt", b"\xef\xbb\xbf a caption\nin two lines \n"),
+            ("deep.er/1.JPEG", jpeg(2)),
+            ("deep.er/1.seg.png", b"not an image"),
+            ("deep.er/1.cls", b"7"),
+            ("deep.er/1.TXT", b"b"),
+            ("README", b"no ending"),
+        ],
+    )
     assert list(found.names()) == ["000000000.jpg", "deep.er/1.JPEG"] and skipped == {}
-    assert torch.equal(found.text[:], F.normalize(Letters().encode(["a caption\nin two lines", "b"]).half().float(), dim=-1))
+    assert torch.equal(
+        found.text[:], F.normalize(Letters().encode(["a caption\nin two lines", "b"]).half().float(), dim=-1)
+    )
 
 
 def test_equal_captions_are_encoded_once(pattern, out):
@@ -166,8 +197,14 @@ def test_second_run_asks_no_tower_and_needs_no_tar(pattern, out, capsys):
     names = encode(pattern, out)
     before = open_shards(out, names)
     shutil.rmtree(Path(pattern).parent)
-    assert encode(pattern, out, Refuses(Pixels()), Refuses(Letters())) == names and "3 of 3 tars" in capsys.readouterr().out
-    assert same(open_shards(out), (before.image[:], before.text[:], before.image_of)) and open_shards(out).digest == before.digest
+    assert (
+        encode(pattern, out, Refuses(Pixels()), Refuses(Letters())) == names
+        and "3 of 3 tars" in capsys.readouterr().out
+    )
+    assert (
+        same(open_shards(out), (before.image[:], before.text[:], before.image_of))
+        and open_shards(out).digest == before.digest
+    )
 
 
 KILLED = """
@@ -184,7 +221,9 @@ def test_killed_run_goes_on_with_the_tar_it_was_in(archive, pattern, out):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", KILLED, pattern, str(out)], env=environment)
-    assert killed.returncode == -signal.SIGKILL and [path.name for path in out.iterdir()] == ["t-00000.safetensors"]
+    assert killed.returncode == -signal.SIGKILL and [path.name for path in out.iterdir()] == [
+        "t-00000.safetensors"
+    ]
     vision = Pixels()
     names = encode(pattern, out, vision)
     assert vision.seen == 5 and same(open_shards(out, names), run(archive, Pixels(), Letters(), None))
@@ -208,7 +247,9 @@ def test_ranks_cover_every_tar_exactly_once(archive, pattern, out):
     with pytest.raises(FileNotFoundError, match=r"t-00001\.safetensors.*every rank"):
         open_shards(out, names)
     encode(pattern, out, vision[1], rank=1, world=2)
-    assert (vision[0].seen, vision[1].seen) == (5, 3) and same(open_shards(out, names), run(archive, Pixels(), Letters(), None))
+    assert (vision[0].seen, vision[1].seen) == (5, 3) and same(
+        open_shards(out, names), run(archive, Pixels(), Letters(), None)
+    )
     with pytest.raises(ValueError, match="rank 2 of 2"):
         encode(pattern, out, rank=2, world=2)
 
@@ -279,7 +320,7 @@ BAD = {
     "empty caption": ([("x.jpg", jpeg(3)), ("x.txt", b" \n ")], "empty caption"),
     "no image": ([("x.txt", b"x")], "without an image"),
     "huge caption": ([("x.jpg", jpeg(3)), ("x.txt", b"x" * (1 << 20) + b"x")], "over the limit"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -289,7 +330,10 @@ def test_bad_samples_are_left_out_and_counted(tmp_path, capsys, case):
     found, skipped = encode_one(tmp_path, GOOD[:2] + members + GOOD[2:])
     good, _ = encode_one(make_folder(tmp_path / "good"), GOOD)
     assert [count for why, count in skipped.items() if reason in why] == [1] and len(skipped) == 1
-    assert same(found, (good.image[:], good.text[:], good.image_of)) and list(found.names()) == ["a.jpg", "b.jpg"]
+    assert same(found, (good.image[:], good.text[:], good.image_of)) and list(found.names()) == [
+        "a.jpg",
+        "b.jpg",
+    ]
     said = capsys.readouterr().out
     assert "one.tar: 2 images, 2 captions; left out 1: 1 " in said and reason in said
 
@@ -307,7 +351,10 @@ def test_tar_cut_short_anywhere_keeps_what_came_before(tmp_path):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         skipped = Counter()
         names = [name for name, _, _ in tars.samples(tmp_path / "cut.tar", skipped)]
-        assert names in ([], ["a.jpg"], ["a.jpg", "b.jpg"]) and skipped["rest of the tar, cut short or damaged"] == 1, cut
+        assert (
+            names in ([], ["a.jpg"], ["a.jpg", "b.jpg"])
+            and skipped["rest of the tar, cut short or damaged"] == 1
+        ), cut
 
 
 def test_damaged_header_is_noticed(tmp_path):
@@ -327,18 +374,27 @@ def test_member_of_an_impossible_size_ends_the_tar(tmp_path, size):
     tar = make_tar(tmp_path / "t.tar", GOOD)
     content = bytearray(tar.read_bytes())
     at = content.index(b"b.jpg")
-    content[at + 124 : at + 136] = (2**96 + size).to_bytes(13, "big")[-12:] if size < 0 else (2**95 + size).to_bytes(12, "big")
+    content[at + 124 : at + 136] = (
+        (2**96 + size).to_bytes(13, "big")[-12:] if size < 0 else (2**95 + size).to_bytes(12, "big")
+    )
     content[at + 148 : at + 156] = b" " * 8
     content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
     tar.write_bytes(content)
     skipped = Counter()
-    assert [name for name, _, _ in tars.samples(tar, skipped)][:1] == ["a.jpg"] and skipped["rest of the tar, cut short or damaged"] == 1
+    assert [name for name, _, _ in tars.samples(tar, skipped)][:1] == ["a.jpg"] and skipped[
+        "rest of the tar, cut short or damaged"
+    ] == 1
 
 
 def test_names_that_lead_outside_are_names_and_nothing_more(tmp_path):
     """Catches members unpacked to the disk: '../' and '/' name files of somebody else's."""
     before = sorted(tmp_path.parent.rglob("*"))
-    members = [("../../out.jpg", jpeg(1)), ("../../out.txt", b"x"), ("/etc/y.jpg", jpeg(2)), ("/etc/y.txt", b"y")]
+    members = [
+        ("../../out.jpg", jpeg(1)),
+        ("../../out.txt", b"x"),
+        ("/etc/y.jpg", jpeg(2)),
+        ("/etc/y.txt", b"y"),
+    ]
     found, _ = encode_one(make_folder(tmp_path / "in"), members)
     assert list(found.names()) == ["../../out.jpg", "/etc/y.jpg"]
     new = set(tmp_path.parent.rglob("*")) - set(before)
@@ -348,7 +404,9 @@ def test_names_that_lead_outside_are_names_and_nothing_more(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tars hold Unicode")
 def test_names_that_are_not_utf8_can_be_split_and_printed(tmp_path):
     """Catches half characters in names, which fail hours later in split_by_image and in the checkpoint."""
-    found, _ = encode_one(tmp_path, [(os.fsdecode(b"caf\xe9.jpg"), jpeg(1)), (os.fsdecode(b"caf\xe9.txt"), b"x")])
+    found, _ = encode_one(
+        tmp_path, [(os.fsdecode(b"caf\xe9.jpg"), jpeg(1)), (os.fsdecode(b"caf\xe9.txt"), b"x")]
+    )
     assert list(found.names()) == ["caf\\xe9.jpg"] and split_by_image(found.names(), 0.5)
 
 
@@ -365,7 +423,9 @@ def test_pickles_are_never_loaded(tmp_path, monkeypatch):
     assert len(found.image) == 1 and skipped == {} and not Path("exploded").exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
 def test_links_and_devices_are_not_followed(tmp_path, kind):
     """Catches a link to /etc/passwd read as a caption, and a search through the whole tar for a link's target."""
     found, skipped = encode_one(tmp_path, [("a.jpg", b""), ("a.txt", b"")], type=kind, linkname="/etc/passwd")
@@ -392,14 +452,23 @@ def test_huge_member_is_not_read(tmp_path):
         file.write(bytes(1024))
     skipped, found = Counter(), []
     assert peak(lambda: found.extend(tars.samples(path, skipped))) < 1 << 20
-    assert found == [] and [count for why, count in skipped.items() if "over the limit" in why] == [1] and len(skipped) == 1
+    assert (
+        found == []
+        and [count for why, count in skipped.items() if "over the limit" in why] == [1]
+        and len(skipped) == 1
+    )
 
 
 def test_thousands_of_members_stream_in_bounded_memory(tmp_path):
     """Catches every member's header or content kept: 2,000 samples of 3 members would be 6 MB of tarfile's headers alone."""
-    path = make_tar(tmp_path / "t.tar", ((f"{i // 3:08}.{('jpg', 'json', 'txt')[i % 3]}", bytes(600)) for i in range(6_000)))
+    path = make_tar(
+        tmp_path / "t.tar",
+        ((f"{i // 3:08}.{('jpg', 'json', 'txt')[i % 3]}", bytes(600)) for i in range(6_000)),
+    )
     read = []
-    assert peak(lambda: read.append(sum(1 for _ in tars.samples(path, Counter())))) < 1 << 20 and read == [2000]
+    assert peak(lambda: read.append(sum(1 for _ in tars.samples(path, Counter())))) < 1 << 20 and read == [
+        2000
+    ]
 
 
 class Watches(Pixels):
@@ -418,16 +487,33 @@ class Watches(Pixels):
 
 def test_decoding_stays_two_batches_ahead(tmp_path, out):
     """Catches a pool that is given the whole tar at once: all its images would be in memory, decoded; and samples it reorders."""
-    members = [(f"{i:02}.{ending}", jpeg(i) if ending == "jpg" else b"x") for i in range(40) for ending in ("jpg", "txt")]
+    members = [
+        (f"{i:02}.{ending}", jpeg(i) if ending == "jpg" else b"x")
+        for i in range(40)
+        for ending in ("jpg", "txt")
+    ]
     tower = Watches()
-    encode_shards(str(make_tar(tmp_path / "t.tar", members)), out, tower, Letters(), tower.open_image, batch_size=4, workers=1, quiet=True)
+    encode_shards(
+        str(make_tar(tmp_path / "t.tar", members)),
+        out,
+        tower,
+        Letters(),
+        tower.open_image,
+        batch_size=4,
+        workers=1,
+        quiet=True,
+    )
     assert 4 <= tower.most <= 3 * 4
     assert list(open_shards(out).names()) == [f"{i:02}.jpg" for i in range(40)]
 
 
 def test_tar_without_samples_is_done_and_stops_nothing(tmp_path, out):
     """Catches a tar whose downloads all failed: encoded again in every run, or an end to all the others."""
-    make_tar(tmp_path / "t-0.tar", []), make_tar(tmp_path / "t-1.tar", GOOD), make_tar(tmp_path / "t-2.tar", [("x.jpg", b"bad")])
+    (
+        make_tar(tmp_path / "t-0.tar", []),
+        make_tar(tmp_path / "t-1.tar", GOOD),
+        make_tar(tmp_path / "t-2.tar", [("x.jpg", b"bad")]),
+    )
     names = encode(tmp_path / "t-{0..2}.tar", out)
     assert len(open_shards(out, names).image) == 2
     assert encode(tmp_path / "t-{0..2}.tar", out, Refuses(Pixels()), Refuses(Letters())) == names
@@ -458,12 +544,19 @@ def test_rows_equal_naive_stacking(sizes, data):
     stacked = F.normalize(torch.cat(parts).float(), dim=-1)
     for _ in range(3):
         if len(stacked):
-            index = torch.tensor(data.draw(st.lists(st.integers(0, len(stacked) - 1), max_size=12)), dtype=torch.int64)
+            index = torch.tensor(
+                data.draw(st.lists(st.integers(0, len(stacked) - 1), max_size=12)), dtype=torch.int64
+            )
             assert torch.equal(rows[index], stacked[index])
         a, b = data.draw(st.integers(-9, 25)), data.draw(st.integers(-9, 25))
         assert torch.equal(rows[a:b], stacked[a:b]) and torch.equal(rows[:], stacked)
-        assert torch.equal(torch.cat([torch.empty(0, 6), *rows.blocks(4)]), stacked) and rows.shape == stacked.shape
-        mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(stacked), max_size=len(stacked))), dtype=torch.bool)
+        assert (
+            torch.equal(torch.cat([torch.empty(0, 6), *rows.blocks(4)]), stacked)
+            and rows.shape == stacked.shape
+        )
+        mask = torch.tensor(
+            data.draw(st.lists(st.booleans(), min_size=len(stacked), max_size=len(stacked))), dtype=torch.bool
+        )
         rows, stacked = rows[mask], stacked[mask]
 
 
@@ -497,16 +590,20 @@ def overwrite(content, start, new):
     return content[:start] + new + content[start + len(new) :]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: b"",
-    lambda content: content[: len(content) // 2],
-    lambda content: content[:-1],
-    lambda content: overwrite(content, 0, b"\xff" * 8),
-    lambda content: content.replace(b"vl-jepa features 1", b"vl-jepa features 9"),
-    lambda content: content.replace(b'"image"', b'"imago"'),
-    lambda content: content.replace(b'"tar_sha256"', b'"tar_sha257"'),
-    lambda content: content.replace(b"[\"000.jpg", b"[\"000.jpg\",\""),
-], ids=["empty", "half", "one byte short", "header", "format", "tensor", "metadata", "names"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: overwrite(content, 0, b"\xff" * 8),
+        lambda content: content.replace(b"vl-jepa features 1", b"vl-jepa features 9"),
+        lambda content: content.replace(b'"image"', b'"imago"'),
+        lambda content: content.replace(b'"tar_sha256"', b'"tar_sha257"'),
+        lambda content: content.replace(b'["000.jpg', b'["000.jpg","'),
+    ],
+    ids=["empty", "half", "one byte short", "header", "format", "tensor", "metadata", "names"],
+)
 def test_damaged_shard_is_named(pattern, out, damage):
     """Catches a traceback from safetensors or json, and rows read from half a file."""
     names = encode(pattern, out)
@@ -515,7 +612,9 @@ def test_damaged_shard_is_named(pattern, out, damage):
     path.unlink()
     path.write_bytes(damage(content))
     for work in (lambda: open_shards(out, names), lambda: encode(pattern, out)):
-        with pytest.raises(ValueError, match=r"t-00000\.safetensors: damaged, or no feature shard.*delete it"):
+        with pytest.raises(
+            ValueError, match=r"t-00000\.safetensors: damaged, or no feature shard.*delete it"
+        ):
             work()
 
 

@@ -58,19 +58,30 @@ def test_auto_takes_clip_when_it_is_cached(place):
 
 def test_encoding_by_clip_imports_no_open_clip(cached_clip):
     """Catches seconds of imports where the weights alone are needed, and the tower's network made twice."""
-    code = ("import sys, torch; from models.vision import VisionEncoder\n"
-            "vision = VisionEncoder(); print(vision.encode(torch.zeros(2, 3, 224, 224)).shape)\n"
-            "print([m for m in ('open_clip', 'timm', 'torchvision', 'transformers') if m in sys.modules])")  # fmt: skip
+    code = (
+        "import sys, torch; from models.vision import VisionEncoder\n"
+        "vision = VisionEncoder(); print(vision.encode(torch.zeros(2, 3, 224, 224)).shape)\n"
+        "print([m for m in ('open_clip', 'timm', 'torchvision', 'transformers') if m in sys.modules])"
+    )
     environment = os.environ | dict(HF_HUB_CACHE=str(cached_clip))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["torch.Size([2, 512])", "[]"]
 
 
 def test_training_loop_of_the_readme_runs_as_written(place):
     """Catches a public name or default that changed: the loop uses every one of them, and its loss has to reach the predictor."""
     (loop,) = [block for block in BLOCKS if "DataLoader(dataset" in block]
-    names = dict(VisionEncoder=VisionEncoder, TextEncoder=TextEncoder, Predictor=Predictor, VisionTextDataset=VisionTextDataset,
-                 DataLoader=DataLoader, torch=torch, device="cpu")  # fmt: skip
+    names = dict(
+        VisionEncoder=VisionEncoder,
+        TextEncoder=TextEncoder,
+        Predictor=Predictor,
+        VisionTextDataset=VisionTextDataset,
+        DataLoader=DataLoader,
+        torch=torch,
+        device="cpu",
+    )
     exec(loop, names)  # noqa: S102
     names["loss"].backward()
     assert names["vision_emb"].shape == (len(NAMES), 512) and names["text_emb"].shape == (len(NAMES), 384)

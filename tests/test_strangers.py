@@ -31,9 +31,29 @@ def trained(tmp_path_factory):
     """FOLDER/archive, FOLDER/run of one epoch and two members, FOLDER/features.sqlite."""
     folder = tmp_path_factory.mktemp("strangers")
     archive = make_archive(folder / "archive")
-    flags = ["--csv", archive.csv, "--images", archive.images, "--cache", folder / "features.sqlite", "--run", folder / "run",
-             "--vision", "efficientnet-lite0", "--hidden", 16, "--members", 2, "--epochs", 1, "--val-fraction", 0.25, "--quiet",
-             "--device", "cpu"]  # fmt: skip
+    flags = [
+        "--csv",
+        archive.csv,
+        "--images",
+        archive.images,
+        "--cache",
+        folder / "features.sqlite",
+        "--run",
+        folder / "run",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        16,
+        "--members",
+        2,
+        "--epochs",
+        1,
+        "--val-fraction",
+        0.25,
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
     assert train.main(list(map(str, flags))) == 0
     return folder
 
@@ -57,16 +77,36 @@ def refused(capsys, code, path, program):
 
 
 def ask(folder):
-    return eval_script.main([str(folder / "archive" / "images" / "000.jpg"), "--run", str(folder / "run"), "--device", "cpu", "--quiet"])
+    return eval_script.main(
+        [
+            str(folder / "archive" / "images" / "000.jpg"),
+            "--run",
+            str(folder / "run"),
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
+    )
 
 
 def resume(folder):
-    return train.main(["--resume", "--run", str(folder / "run"), "--epochs", "3", "--quiet", "--device", "cpu"])
+    return train.main(
+        ["--resume", "--run", str(folder / "run"), "--epochs", "3", "--quiet", "--device", "cpu"]
+    )
 
 
 def peak():
     """Largest resident set of this process so far, bytes."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return (
+        int(
+            next(
+                line
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmHWM")
+            ).split()[1]
+        )
+        * 1024
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what any reader of a checkpoint meets
@@ -79,7 +119,9 @@ def claims(rows):
 
     class Claim:
         def __reduce__(self):
-            storage = torch.storage.TypedStorage(wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True)
+            storage = torch.storage.TypedStorage(
+                wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True
+            )
             return torch._utils._rebuild_tensor_v2, (storage, 0, (rows,), (1,), False, {})
 
     return Claim()
@@ -144,7 +186,10 @@ def test_zip_that_is_not_torch_saves_own_is_refused(folder, tmp_path, capsys, ki
     torch itself would make the first large and the second slow."""
     path = folder / "run" / "best.pt"
     if kind == "deflated":
-        with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "new.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        with (
+            zipfile.ZipFile(path) as old,
+            zipfile.ZipFile(tmp_path / "new.pt", "w", zipfile.ZIP_DEFLATED) as new,
+        ):
             for name in old.namelist():
                 new.writestr(name, old.read(name))
             new.writestr("best/data/99", bytes(1 << 28))
@@ -165,7 +210,10 @@ def test_zip_that_is_not_torch_saves_own_is_refused(folder, tmp_path, capsys, ki
     refused(capsys, ask(folder), path, "eval.py: ")
 
 
-@pytest.mark.parametrize("other", ["archive/images/000.jpg", "archive/captions.csv", "features.sqlite", "run/log.jsonl", "run/curves.png"])
+@pytest.mark.parametrize(
+    "other",
+    ["archive/images/000.jpg", "archive/captions.csv", "features.sqlite", "run/log.jsonl", "run/curves.png"],
+)
 def test_another_file_under_the_checkpoints_name_is_refused(folder, capsys, other):
     """Catches a renamed file that is taken for what its name says."""
     shutil.copy(folder / other, folder / "run" / "best.pt")
@@ -180,11 +228,15 @@ def moment(value):
 
 
 RESUMED = {
-    "moment too small": moment(torch.zeros(3)),  # the fused AdamW reads past its end: seen to crash the process
+    "moment too small": moment(
+        torch.zeros(3)
+    ),  # the fused AdamW reads past its end: seen to crash the process
     "moment of one number": moment(torch.zeros(1).expand(16, 1280)),
     "moment of another type": moment(torch.zeros(16, 1280, dtype=torch.float64)),
     "string for a moment": moment("zeros"),
-    "moments of a parameter that is not there": lambda state: state["optimiser"]["state"].update({99: state["optimiser"]["state"][0]}),
+    "moments of a parameter that is not there": lambda state: state["optimiser"]["state"].update(
+        {99: state["optimiser"]["state"][0]}
+    ),
     "list for the optimiser": put("optimiser", []),
     "no optimiser": lambda state: state.pop("optimiser") and None,
     "random state too short": put("rng", torch.zeros(3, dtype=torch.uint8)),
@@ -260,7 +312,9 @@ def test_code_in_a_text_towers_folder_is_not_run(minilm, tmp_path):
     """Catches a model folder (from a hub, or named by a checkpoint) whose modules.json names a class in a file of its own."""
     folder = Path(shutil.copytree(minilm.path, tmp_path / "tower"))
     canary = tmp_path / "canary"
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nfrom sentence_transformers.models import Transformer as Evil\n")
+    (folder / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w')\nfrom sentence_transformers.models import Transformer as Evil\n"
+    )
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "evil.Evil"
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -276,7 +330,11 @@ def test_code_in_a_text_towers_folder_is_not_run(minilm, tmp_path):
 def cached(tmp_path):
     """(archive, cache, the features it holds)."""
     archive = make_archive(tmp_path / "archive")
-    return archive, tmp_path / "features.sqlite", run(archive, Pixels(), Letters(), tmp_path / "features.sqlite")
+    return (
+        archive,
+        tmp_path / "features.sqlite",
+        run(archive, Pixels(), Letters(), tmp_path / "features.sqlite"),
+    )
 
 
 def same(a, b):
@@ -308,7 +366,9 @@ def test_cache_with_sql_of_its_own_is_moved_aside_and_begun_anew(cached, capsys,
 def forge(cache, row, where="1"):
     """Put `row` in, under checksums that are right: no damage looks like that."""
     with sqlite3.connect(cache) as db:
-        db.create_function("crc", 2, lambda key, row: zlib.crc32(key + (row if isinstance(row, bytes) else b"")))
+        db.create_function(
+            "crc", 2, lambda key, row: zlib.crc32(key + (row if isinstance(row, bytes) else b""))
+        )
         db.execute(f"UPDATE rows SET row = {row}, crc = crc(key, {row}) WHERE {where}")
     db.close()
 
@@ -316,8 +376,11 @@ def forge(cache, row, where="1"):
 ONE = "key = (SELECT key FROM rows ORDER BY length(row), key LIMIT 1)"
 
 
-@pytest.mark.parametrize("row, where", [("zeroblob(10)", ONE), ("zeroblob(11)", "1"), ("zeroblob(0)", "1"), ("zeroblob(0)", ONE)],
-                         ids=["shorter", "odd", "none", "one without"])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, where",
+    [("zeroblob(10)", ONE), ("zeroblob(11)", "1"), ("zeroblob(0)", "1"), ("zeroblob(0)", ONE)],
+    ids=["shorter", "odd", "none", "one without"],
+)
 def test_cache_rows_of_wrong_length_are_refused(cached, row, where):
     """Catches rows cut at the wrong places: two whose lengths add up right would shift all between them."""
     archive, cache, _ = cached
@@ -330,7 +393,9 @@ def test_cache_row_that_is_text_is_encoded_anew(cached, capsys):
     """Catches a TypeError: SQLite keeps any type in any column."""
     archive, cache, before = cached
     forge(cache, "'words'", ONE)
-    assert same(run(archive, Pixels(), Letters(), cache), before) and "1 damaged rows" in capsys.readouterr().out
+    assert (
+        same(run(archive, Pixels(), Letters(), cache), before) and "1 damaged rows" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("number", ["7e00", "7c00", "fc00"], ids=["nan", "inf", "-inf"])
@@ -364,7 +429,11 @@ def test_file_that_was_never_a_cache_is_left_alone(cached, tmp_path, name):
 
 def test_predictor_of_the_bounds_is_still_accepted(tmp_path):
     """Catches bounds that refuse honest checkpoints: the smallest and oddest shapes that train.py can write."""
-    for config in (dict(vision_dim=1, text_dim=1, hidden_dim=1), dict(vision_dim=7, text_dim=3, hidden_dim=500, members=9), {}):
+    for config in (
+        dict(vision_dim=1, text_dim=1, hidden_dim=1),
+        dict(vision_dim=7, text_dim=3, hidden_dim=500, members=9),
+        {},
+    ):
         predictor = Predictor(**config)
         state = dict(predictor=predictor.state_dict(), config=predictor.config, towers={}, recipe={}, epoch=0)
         checkpoint.save(state, tmp_path / "best.pt")

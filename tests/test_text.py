@@ -8,7 +8,16 @@ import torch
 
 from models.text import TEXT_ENCODERS, TextEncoder
 
-TEXTS = ["A man riding a horse on the beach.", "NA", "", "two dogs", "a " * 400 + "cat", "Ünïcode — 日本語 🐕", "two  dogs", "word"]
+TEXTS = [
+    "A man riding a horse on the beach.",
+    "NA",
+    "",
+    "two dogs",
+    "a " * 400 + "cat",
+    "Ünïcode — 日本語 🐕",
+    "two  dogs",
+    "word",
+]
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +36,17 @@ def test_encode_equals_plain_sentence_transformers(minilm, rows):
     from sentence_transformers import SentenceTransformer
 
     plain = SentenceTransformer(str(minilm.path), device="cpu", local_files_only=True)
-    reference = torch.stack([plain.encode(text, convert_to_tensor=True, normalize_embeddings=True).cpu() for text in TEXTS])
+    reference = torch.stack(
+        [plain.encode(text, convert_to_tensor=True, normalize_embeddings=True).cpu() for text in TEXTS]
+    )
     assert (rows - reference).abs().max() < 1e-5
 
 
 def test_encode_knows_what_sentences_mean(minilm):
     """Catches random weights, which pass every test of shapes: a paraphrase has to be nearer than another scene."""
-    horse, ride, soup = minilm.encode(["a man rides a horse", "somebody on horseback", "a bowl of tomato soup"])
+    horse, ride, soup = minilm.encode(
+        ["a man rides a horse", "somebody on horseback", "a bowl of tomato soup"]
+    )
     assert horse @ ride > 0.5 > 0.2 > horse @ soup
 
 
@@ -95,7 +108,9 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
     assert (tower.encode(TEXTS) - rows).abs().max() < 1e-6
     tokenizer = copy / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
-    assert TextEncoder("cpu", str(copy)).key != minilm.key  # settings count: other embeddings must not be taken from the cache
+    assert (
+        TextEncoder("cpu", str(copy)).key != minilm.key
+    )  # settings count: other embeddings must not be taken from the cache
 
 
 def test_folder_without_weights_is_refused(tmp_path):
@@ -116,8 +131,12 @@ def test_package_with_another_hash_is_refused(minilm, tmp_path, monkeypatch):
         file.seek(50_000_000)
         file.write(bytes([byte ^ 1]))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(TEXT_ENCODERS, "flipped", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="flipped_minilm/model"))
-    with pytest.raises(ValueError, match="model.safetensors: SHA-256 [0-9a-f]{64} is not that of flipped .*53aa51172d14"):
+    monkeypatch.setitem(
+        TEXT_ENCODERS, "flipped", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="flipped_minilm/model")
+    )
+    with pytest.raises(
+        ValueError, match="model.safetensors: SHA-256 [0-9a-f]{64} is not that of flipped .*53aa51172d14"
+    ):
         TextEncoder("cpu", "flipped")
 
 
@@ -153,7 +172,9 @@ def test_only_the_weights_that_are_read_are_hashed(minilm, tmp_path, monkeypatch
         file.seek(50_000_000)
         file.write(bytes(1000))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(TEXT_ENCODERS, "forged", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="forged_minilm/model"))
+    monkeypatch.setitem(
+        TEXT_ENCODERS, "forged", TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="forged_minilm/model")
+    )
     (tmp_path / "forged_minilm" / "__init__.py").write_text("")
     with pytest.raises(ValueError, match="model/model.safetensors: SHA-256"):
         TextEncoder("cpu", "forged")

@@ -26,7 +26,10 @@ from models.predictor import Predictor
 from models.vljepa import VLJEPA
 
 ROOT = Path(__file__).parent.parent
-COLOURS, SHAPES = ("red", "green", "blue", "yellow", "black", "pink"), ("ellipse", "rectangle", "triangle", "line")
+COLOURS, SHAPES = (
+    ("red", "green", "blue", "yellow", "black", "pink"),
+    ("ellipse", "rectangle", "triangle", "line"),
+)
 RETRIEVAL = "--loss info_nce --dropout 0.5 --input-dropout 0.3 --standardise --group-captions --weight-decay 0.1".split()
 
 
@@ -56,13 +59,39 @@ class Archive:
             for shape in SHAPES:
                 name = f"{colour}-{shape}.jpg"
                 draw(self.images / name, colour, shape)
-                self.rows += [(name, f"a {colour} {shape}"), (name, f"the drawing shows one {shape} that is {colour}")]
+                self.rows += [
+                    (name, f"a {colour} {shape}"),
+                    (name, f"the drawing shows one {shape} that is {colour}"),
+                ]
         self.csv = write_csv(root / "captions.csv", self.rows)
 
     def flags(self, run, *more):
-        return ["--csv", str(self.csv), "--images", str(self.images), "--cache", str(self.cache), "--run", str(run), "--quiet",
-                "--vision", "efficientnet-lite0", "--device", "cpu", "--hidden", "16", "--batch-size", "8", "--epochs", "2",
-                "--lr", "3e-3", "--val-fraction", "0.25", *more]  # fmt: skip
+        return [
+            "--csv",
+            str(self.csv),
+            "--images",
+            str(self.images),
+            "--cache",
+            str(self.cache),
+            "--run",
+            str(run),
+            "--quiet",
+            "--vision",
+            "efficientnet-lite0",
+            "--device",
+            "cpu",
+            "--hidden",
+            "16",
+            "--batch-size",
+            "8",
+            "--epochs",
+            "2",
+            "--lr",
+            "3e-3",
+            "--val-fraction",
+            "0.25",
+            *more,
+        ]
 
     def train(self, run, *more):
         return train.main(self.flags(run, *more))
@@ -99,7 +128,10 @@ def assert_same_training(run, other):
         assert same(a[key], b[key]), key
     a, b = ([{k: v for k, v in entry.items() if k != "seconds"} for entry in log_of(r)] for r in (run, other))
     assert a == b
-    assert same(checkpoint.load(Path(run, "best.pt"))["predictor"], checkpoint.load(Path(other, "best.pt"))["predictor"])
+    assert same(
+        checkpoint.load(Path(run, "best.pt"))["predictor"],
+        checkpoint.load(Path(other, "best.pt"))["predictor"],
+    )
 
 
 def log_of(run):
@@ -139,7 +171,16 @@ def test_log_lines_hold_what_was_promised(archive, four):
     log = log_of(four["retrieval"])
     assert [entry["epoch"] for entry in log] == [1, 2, 3, 4]
     for entry in log:
-        assert {"epoch", "train_loss", "val_loss", "lr", "seconds", "effective_rank", "matched", "mismatched"} | recalls <= entry.keys()
+        assert {
+            "epoch",
+            "train_loss",
+            "val_loss",
+            "lr",
+            "seconds",
+            "effective_rank",
+            "matched",
+            "mismatched",
+        } | recalls <= entry.keys()
         assert all(0 <= entry[key] <= 1 for key in recalls)
 
 
@@ -167,9 +208,14 @@ def test_logged_metrics_are_those_of_the_saved_predictor(archive, four):
 
 def test_best_checkpoint_is_the_epoch_with_the_best_held_out_score(archive, tmp_path):
     """Catches a best.pt that is merely the latest: with this learning rate the run gets worse again."""
-    assert archive.train(tmp_path / "run", "--epochs", "12", "--lr", "0.03", "--loss", "info_nce", "--seed", "1") == 0
+    assert (
+        archive.train(tmp_path / "run", "--epochs", "12", "--lr", "0.03", "--loss", "info_nce", "--seed", "1")
+        == 0
+    )
     log = log_of(tmp_path / "run")
-    scores = [(round(sum(v for k, v in entry.items() if "recall@" in k), 9), -entry["val_loss"]) for entry in log]
+    scores = [
+        (round(sum(v for k, v in entry.items() if "recall@" in k), 9), -entry["val_loss"]) for entry in log
+    ]
     best = max(range(len(log)), key=scores.__getitem__)
     assert best < len(log) - 1, "this run got better to its end, so it proves nothing"
     assert checkpoint.load(tmp_path / "run" / "best.pt")["epoch"] == log[best]["epoch"]
@@ -203,7 +249,9 @@ def test_two_epochs_and_two_resumed_equal_four(archive, four, tmp_path, recipe, 
 
 
 @pytest.mark.parametrize("recipe, flags", [("classic", []), ("retrieval", RETRIEVAL)])
-def test_run_stopped_inside_an_epoch_and_resumed_equals_the_undisturbed_one(archive, four, tmp_path, recipe, flags):
+def test_run_stopped_inside_an_epoch_and_resumed_equals_the_undisturbed_one(
+    archive, four, tmp_path, recipe, flags
+):
     """Catches steps that are done twice or left out, and dropout that draws anew, when Ctrl-C falls into an epoch."""
     out = InterruptAt("2/4")
     with redirect_stdout(out):
@@ -230,8 +278,14 @@ def test_interrupt_of_the_running_script_saves_and_resumes_bit_for_bit(archive, 
     """Catches a save that works from inside the process and not when a terminal stops the script, at whatever step."""
     flags = ["--epochs", "400", "--batch-size", "2", *RETRIEVAL]
     environment = os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()))
-    script = subprocess.Popen([sys.executable, "train.py", *archive.flags(tmp_path / "run", *flags)], cwd=ROOT, env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    script = subprocess.Popen(
+        [sys.executable, "train.py", *archive.flags(tmp_path / "run", *flags)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in script.stdout:
         if line.lstrip().startswith("3/400"):
             script.send_signal(signal.SIGINT)
@@ -264,7 +318,11 @@ def test_resume_refuses_changed_captions(archive, tmp_path, capsys, change):
     trained_on = checkpoint.load(tmp_path / "run" / "last.pt")["trained_on"]
     at = next(i for i, (name, _) in enumerate(archive.rows) if name in trained_on)
     rows = list(archive.rows)
-    rows[at : at + 1] = {"caption": [(rows[at][0], "other words")], "one more": [rows[at], (rows[at][0], "more")], "one less": []}[change]
+    rows[at : at + 1] = {
+        "caption": [(rows[at][0], "other words")],
+        "one more": [rows[at], (rows[at][0], "more")],
+        "one less": [],
+    }[change]
     changed = write_csv(tmp_path / "changed.csv", rows)
     assert archive.train(tmp_path / "run", "--resume", "--epochs", "4", "--csv", str(changed)) == 1
     assert "captions changed" in capsys.readouterr().err
@@ -311,7 +369,9 @@ def resume(archive, run, *more):
 
 
 @pytest.mark.parametrize("lr", [1e30, 1e38])
-def test_non_finite_loss_stops_names_files_and_keeps_a_checkpoint_that_loads(archive, four, tmp_path, capsys, lr):
+def test_non_finite_loss_stops_names_files_and_keeps_a_checkpoint_that_loads(
+    archive, four, tmp_path, capsys, lr
+):
     """Catches a run that goes on with NaN, one that doesn't say which images the batch held, and a last.pt that is NaN."""
     spoil(four, tmp_path / "run", lr)
     assert resume(archive, tmp_path / "run") == 1
@@ -348,8 +408,19 @@ def test_non_finite_loss_in_the_first_epoch_does_not_promise_a_checkpoint(archiv
     assert ("keeps the last good checkpoint" in err) == (tmp_path / "run" / "last.pt").exists()
 
 
-@pytest.mark.parametrize("typed", ["--batch-size 0", "--batch-size -4", "--epochs 0", "--hidden 0", "--lr -1", "--val-fraction 1",
-                                   "--val-fraction -0.1", "--dropout 1.5"])  # fmt: skip
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "--batch-size 0",
+        "--batch-size -4",
+        "--epochs 0",
+        "--hidden 0",
+        "--lr -1",
+        "--val-fraction 1",
+        "--val-fraction -0.1",
+        "--dropout 1.5",
+    ],
+)
 def test_senseless_number_is_refused(archive, tmp_path, capsys, typed):
     """Catches a traceback, and worse, a run that trains nothing (a negative batch size makes no steps) and saves that."""
     try:
@@ -419,7 +490,12 @@ def test_held_out_images_and_captions_do_not_touch_training(archive, four, tmp_p
             Image.effect_noise((48, 48), 80).convert("RGB").save(folder / name)
         rows.append((name, caption if name in trained_on else f"static {len(rows)}"))
     changed = write_csv(tmp_path / "changed.csv", rows)
-    assert archive.train(tmp_path / "run", "--epochs", "4", "--csv", str(changed), "--images", str(folder), *RETRIEVAL) == 0
+    assert (
+        archive.train(
+            tmp_path / "run", "--epochs", "4", "--csv", str(changed), "--images", str(folder), *RETRIEVAL
+        )
+        == 0
+    )
     other = checkpoint.load(tmp_path / "run" / "last.pt")
     assert set(other["trained_on"]) == trained_on and same(other["predictor"], state["predictor"])
     assert log_of(tmp_path / "run")[-1]["val_loss"] != log_of(four["retrieval"])[-1]["val_loss"]
@@ -437,7 +513,9 @@ def test_nothing_held_out_trains_and_says_that_best_is_the_last(archive, tmp_pat
     assert "best.pt is epoch 3, the last" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "run" / "best.pt")["epoch"] == 3
     assert len(checkpoint.load(tmp_path / "run" / "last.pt")["trained_on"]) == 24
-    assert not any("val_loss" in entry or "image_retrieval_recall@1" in entry for entry in log_of(tmp_path / "run"))
+    assert not any(
+        "val_loss" in entry or "image_retrieval_recall@1" in entry for entry in log_of(tmp_path / "run")
+    )
 
 
 def test_one_image_can_be_trained_on(archive, tmp_path):
@@ -463,13 +541,22 @@ def test_skip_bad_trains_on_the_rest(archive, tmp_path, capsys):
     folder = shutil.copytree(archive.images, tmp_path / "images")
     (folder / "cut.jpg").write_bytes((folder / "red-line.jpg").read_bytes()[:-200])
     rows = [("gone.jpg", "not there"), *archive.rows, ("cut.jpg", "cut short"), ("cut.jpg", "twice")]
-    flags = ["--csv", str(write_csv(tmp_path / "bad.csv", rows)), "--images", str(folder), "--val-fraction", "0"]
+    flags = [
+        "--csv",
+        str(write_csv(tmp_path / "bad.csv", rows)),
+        "--images",
+        str(folder),
+        "--val-fraction",
+        "0",
+    ]
     assert archive.train(tmp_path / "run", *flags) == 1
     assert "gone.jpg" in capsys.readouterr().err
     assert archive.train(tmp_path / "run", *flags, "--skip-bad") == 0
     out = capsys.readouterr().out
     assert "gone.jpg" in out and "cut.jpg" in out
-    assert set(checkpoint.load(tmp_path / "run" / "last.pt")["trained_on"]) == {name for name, _ in archive.rows}
+    assert set(checkpoint.load(tmp_path / "run" / "last.pt")["trained_on"]) == {
+        name for name, _ in archive.rows
+    }
 
 
 def test_wrong_column_names_the_columns_there_are(archive, tmp_path, capsys):
@@ -487,7 +574,16 @@ def test_typed_flags_override_the_recipe(archive, tmp_path):
     flags = ["--loss", "cosine", "--recipe", "retrieval", "--no-standardise", "--dropout", "0"]
     assert archive.train(tmp_path / "run", *flags) == 0
     recipe = checkpoint.load(tmp_path / "run" / "last.pt")["recipe"]
-    typed = dict(recipe="retrieval", loss="cosine", standardise=False, dropout=0.0, hidden=16, batch_size=8, epochs=2, lr=3e-3)
+    typed = dict(
+        recipe="retrieval",
+        loss="cosine",
+        standardise=False,
+        dropout=0.0,
+        hidden=16,
+        batch_size=8,
+        epochs=2,
+        lr=3e-3,
+    )
     assert recipe.items() >= (train.RECIPES["retrieval"] | typed).items()
 
 
@@ -511,7 +607,6 @@ def test_learning_rate_rises_then_falls():
     assert {train.learning_rate(args, step, 10) for step in range(10)} == {1.0}
 
 
-
 # Start-up
 
 
@@ -521,7 +616,9 @@ def test_help_answers_within_two_seconds(script):
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - began)
         assert "--run" in done.stdout
     assert min(seconds) < 2

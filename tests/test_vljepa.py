@@ -21,10 +21,35 @@ def run(tmp_path_factory):
     colours = ("red", "green", "blue", "white", "black", "yellow")
     for colour in colours:
         Image.new("RGB", (40, 30), colour).save(root / "images" / f"{colour}.jpg")
-    (root / "captions.csv").write_text("image_name,comment\n" + "".join(f"{c}.jpg,a {c} square\n" for c in colours))
-    flags = ["--csv", root / "captions.csv", "--images", root / "images", "--cache", root / "cache.sqlite", "--run", root / "run",
-             "--vision", "efficientnet-lite0", "--hidden", "16", "--epochs", "20", "--lr", "0.01", "--loss", "info_nce", "--standardise",
-             "--device", "cpu", "--val-fraction", "0", "--quiet"]  # fmt: skip
+    (root / "captions.csv").write_text(
+        "image_name,comment\n" + "".join(f"{c}.jpg,a {c} square\n" for c in colours)
+    )
+    flags = [
+        "--csv",
+        root / "captions.csv",
+        "--images",
+        root / "images",
+        "--cache",
+        root / "cache.sqlite",
+        "--run",
+        root / "run",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        "16",
+        "--epochs",
+        "20",
+        "--lr",
+        "0.01",
+        "--loss",
+        "info_nce",
+        "--standardise",
+        "--device",
+        "cpu",
+        "--val-fraction",
+        "0",
+        "--quiet",
+    ]
     assert train.main(list(map(str, flags))) == 0
     return root / "run"
 
@@ -81,7 +106,9 @@ def test_encode_image_is_the_same_for_a_path_an_image_and_pixels(model, images):
 def test_encode_image_of_many_is_each_of_them_in_order(model, images):
     """Catches a batch that is shuffled, or images that leak into each other."""
     together = model.encode_image([*images, Image.open(images[0])])
-    torch.testing.assert_close(together, torch.cat([model.encode_image(path) for path in [*images, images[0]]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together, torch.cat([model.encode_image(path) for path in [*images, images[0]]]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_encode_image_turns_photographs_upright(model, tmp_path, images):
@@ -92,7 +119,9 @@ def test_encode_image_turns_photographs_upright(model, tmp_path, images):
     exif[0x0112] = 6  # turn by 90 degrees to see it
     image.save(tmp_path / "turned.png", exif=exif)
     turned = model.encode_image(Image.open(tmp_path / "turned.png"))
-    torch.testing.assert_close(turned, model.encode_image(image.transpose(Image.Transpose.ROTATE_270)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        turned, model.encode_image(image.transpose(Image.Transpose.ROTATE_270)), rtol=1e-3, atol=1e-4
+    )
     assert not torch.allclose(turned, model.encode_image(image), atol=1e-2)
 
 
@@ -156,7 +185,9 @@ def shared(model, tmp_path, no_hub):
 def test_shared_folder_gives_the_same_model_offline(run, model, shared, images, tmp_path):
     """Catches a round trip that rounds, and a shared model that can't be shared again."""
     again = VLJEPA.from_pretrained(shared)
-    assert all(torch.equal(v, again.predictor.state_dict()[k]) for k, v in model.predictor.state_dict().items())
+    assert all(
+        torch.equal(v, again.predictor.state_dict()[k]) for k, v in model.predictor.state_dict().items()
+    )
     assert torch.equal(again.encode_image(images), model.encode_image(images))
     assert torch.equal(VLJEPA.load(shared).encode_image(images), model.encode_image(images))
     again.save_pretrained(tmp_path / "again")
@@ -170,7 +201,11 @@ def test_shared_folder_tells_what_it_is_and_not_whose(run, model, shared):
     told = (shared / "README.md").read_text()
     for tower in model.state["towers"].values():
         assert tower["name"] in told and tower["sha256"] in told
-    assert "6 images with 6 captions" in told and "| loss | info_nce |" in told and "no image was held out" in told
+    assert (
+        "6 images with 6 captions" in told
+        and "| loss | info_nce |" in told
+        and "no image was held out" in told
+    )
     everything = told + (shared / "config.json").read_text()
     assert "red.jpg" not in everything and str(run.parent) not in everything
 
@@ -179,7 +214,13 @@ def test_card_has_the_results_it_is_given(model):
     """Catches intervals or directions that change places."""
     ways = ("text_retrieval", "image_retrieval")
     values = {f"{way}_recall@{k}": (i * 30 + k) / 100 for i, way in enumerate(ways) for k in (1, 5, 10)}
-    results = dict(dataset="dev", images=7, captions=35, metrics=values, interval_95={k: (v - 0.01, v + 0.01) for k, v in values.items()})
+    results = dict(
+        dataset="dev",
+        images=7,
+        captions=35,
+        metrics=values,
+        interval_95={k: (v - 0.01, v + 0.01) for k, v in values.items()},
+    )
     told = model.generate_model_card(results).text
     assert "| image to text | 1.0 (0.0 to 2.0) | 5.0 (4.0 to 6.0) | 10.0 (9.0 to 11.0) |" in told
     assert "| text to image | 31.0 (30.0 to 32.0) |" in told and "7 images and 35 captions of dev" in told

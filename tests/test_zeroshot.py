@@ -10,7 +10,9 @@ LABELS = ["dog", "cat", "a red {} bus"]
 
 def encode(texts):
     """Unit rows (M, 26): the letter counts of each text."""
-    return F.normalize(torch.tensor([[float(text.lower().count(chr(97 + i))) for i in range(26)] for text in texts]), dim=-1)
+    return F.normalize(
+        torch.tensor([[float(text.lower().count(chr(97 + i))) for i in range(26)] for text in texts]), dim=-1
+    )
 
 
 def test_class_embeddings_equal_the_naive_loop():

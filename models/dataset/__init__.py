@@ -18,15 +18,27 @@ from pathlib import Path
 from .captions import Row, read_captions
 from .images import FORMATS, MAX_PIXELS, check_file, image_path, open_image, upright_rgb
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Row", "VisionTextDataset", "check_file", "image_path", "open_image", "read_captions",
-           "split_by_image", "upright_rgb"]  # fmt: skip
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "Row",
+    "VisionTextDataset",
+    "check_file",
+    "image_path",
+    "open_image",
+    "read_captions",
+    "split_by_image",
+    "upright_rgb",
+]
 
 
 def split_by_image(image_names, val_fraction=0.1, seed=0):
     """(train, val): the names as two sets. A name's side depends on nothing but the name, the fraction and the
     seed, so adding images never moves old ones; all captions of an image are on one side."""
     if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}; give 0 (no held-out images) or more, and less than 1")
+        raise ValueError(
+            f"val_fraction is {val_fraction}; give 0 (no held-out images) or more, and less than 1"
+        )
 
     def place(name):  # in [0, 1)
         return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") / 2**64
@@ -46,9 +58,23 @@ class VisionTextDataset:
     with their CSV lines; `skip_bad` leaves them out and prints which.
     """
 
-    def __init__(self, csv_path, vision_preprocess, image_dir="my_image_archive", image_column="image_name",
-                 caption_column="comment", skip_bad=False, only=None, rows=None):  # fmt: skip
-        self.csv_path, self.image_dir, self.preprocess, self.skip_bad = Path(csv_path), Path(image_dir), vision_preprocess, skip_bad
+    def __init__(
+        self,
+        csv_path,
+        vision_preprocess,
+        image_dir="my_image_archive",
+        image_column="image_name",
+        caption_column="comment",
+        skip_bad=False,
+        only=None,
+        rows=None,
+    ):
+        self.csv_path, self.image_dir, self.preprocess, self.skip_bad = (
+            Path(csv_path),
+            Path(image_dir),
+            vision_preprocess,
+            skip_bad,
+        )
         if not self.image_dir.is_dir():
             raise ValueError(f"{image_dir}: no such folder of images; name yours with --images DIR")
         self._index(rows or read_captions(csv_path, image_column, caption_column, skip_bad))
@@ -76,8 +102,15 @@ class VisionTextDataset:
             except FileNotFoundError:
                 twins = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
                 twin = any(twin.is_file() for twin in twins)
-                return f"{path}: no such file" + ", but one that looks the same and is spelled in another Unicode form; rename it" * twin
-            except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a symbolic link to itself, before Python 3.13
+                return (
+                    f"{path}: no such file"
+                    + ", but one that looks the same and is spelled in another Unicode form; rename it" * twin
+                )
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ) as error:  # RuntimeError: a symbolic link to itself, before Python 3.13
                 return str(error)
 
         names = [self.image_names[i] for i in images]
@@ -102,13 +135,19 @@ class VisionTextDataset:
         line = {row.image_name: row.line for row in reversed(self.rows)}
         listed = "\n  ".join(f"line {line[name]}: {name}: {why}" for name, why in bad.items())
         if not self.skip_bad:
-            raise ValueError(f"{self.csv_path}: {len(bad)} of {len(self.image_names)} images can't be used; mend them, or train on "
-                             f"the rest with --skip-bad\n  {listed}")  # fmt: skip
+            raise ValueError(
+                f"{self.csv_path}: {len(bad)} of {len(self.image_names)} images can't be used; mend them, or train on "
+                f"the rest with --skip-bad\n  {listed}"
+            )
         captions = Counter(row.image_name in bad for row in self.rows)[True]
-        print(f"{self.csv_path}: left out {len(bad)} images that can't be used, with their {captions} captions\n  {listed}")
+        print(
+            f"{self.csv_path}: left out {len(bad)} images that can't be used, with their {captions} captions\n  {listed}"
+        )
         self._index([row for row in self.rows if row.image_name not in bad])
         if not self.rows:
-            raise ValueError(f"{self.csv_path}: no image is left; is {self.image_dir} the right folder (--images)?")
+            raise ValueError(
+                f"{self.csv_path}: no image is left; is {self.image_dir} the right folder (--images)?"
+            )
 
     def path(self, image):
         """Path of the image with index `image`."""

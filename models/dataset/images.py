@@ -14,8 +14,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 MAX_SCANS = 500  # of a JPEG, each a pass over all of it: a small file can ask for hours. libjpeg-turbo's own fuzzers stop there
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB), here an error and not a warning
 # What Pillow's decoders were seen to raise on damaged files, beside OSError (tests/corpus.py: truncated, mutated, bombs).
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError,
-                 AttributeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 # What else lies in folders of images: how it begins, and what to say.
 NOT_IMAGES = {
     rb"\Z": "it is empty",
@@ -33,7 +47,9 @@ def check_file(path):
     """`path` as a Path. ValueError when it is a folder or a pipe (which to open would wait for ever) and not a file."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: it is a {'folder' if stat.S_ISDIR(mode) else 'pipe, socket or device'}, not a file")
+        raise ValueError(
+            f"{path}: it is a {'folder' if stat.S_ISDIR(mode) else 'pipe, socket or device'}, not a file"
+        )
     return Path(path)
 
 
@@ -60,7 +76,9 @@ def _decode(file, name):
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}; scale it down")
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}; scale it down"
+                )
             _mend(image)
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
@@ -82,15 +100,23 @@ def _mend(image):
             raise ValueError(f"{scans} scans are over the limit of {MAX_SCANS}; save it anew")
     if image.format == "TIFF" and image.mode.startswith("I"):
         (bits, *_), photometric, (form, *_) = (image.tag_v2.get(tag, (1,)) for tag in (258, 262, 339))
-        if (bits, photometric, form) != (16, 1, 1):  # Pillow scales no 12 bits, turns no white-is-zero, tells no sign
-            raise ValueError(f"grey TIFF with BitsPerSample {bits}, PhotometricInterpretation {photometric} and SampleFormat {form} "
-                             "has no known white here; save it as 8 bit")  # fmt: skip
+        if (bits, photometric, form) != (
+            16,
+            1,
+            1,
+        ):  # Pillow scales no 12 bits, turns no white-is-zero, tells no sign
+            raise ValueError(
+                f"grey TIFF with BitsPerSample {bits}, PhotometricInterpretation {photometric} and SampleFormat {form} "
+                "has no known white here; save it as 8 bit"
+            )
     if image.format == "PNG" and image.mode == "P" and image.palette is None:
         raise ValueError("its pixels are numbers of a palette, and there is no palette")
     if image.format == "PNG" and isinstance(image.info.get("transparency"), (int, tuple)) and image.tile:
         coding = image.tile[0].args
         if "16" in coding:  # Pillow keeps 8 bits of the pixels, and compares those with all 16 of the colour
-            raise ValueError("16 bit with one colour that stands for transparency; save it with an alpha channel, or as 8 bit")
+            raise ValueError(
+                "16 bit with one colour that stands for transparency; save it with an alpha channel, or as 8 bit"
+            )
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(coding, 1)  # Pillow scales the pixels only
 
 
@@ -107,8 +133,12 @@ def _rgb(image):
         image = image.convert("I")
         low, high = image.getextrema()
         if low < 0 or high > 65535:
-            raise ValueError(f"32-bit integer pixels from {low} to {high} have no known white; save it as 8 or 16 bit")
-        image = image.point(lambda value: value * (1 / 257))  # in its own line, so that the copy above is let go
+            raise ValueError(
+                f"32-bit integer pixels from {low} to {high} have no known white; save it as 8 or 16 bit"
+            )
+        image = image.point(
+            lambda value: value * (1 / 257)
+        )  # in its own line, so that the copy above is let go
         return image.convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image if image.mode == "RGBA" else image.convert("RGBA")

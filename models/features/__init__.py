@@ -31,10 +31,14 @@ class Features(NamedTuple):
     def of(self, images):
         """The features of some images (a bool mask (N,)) and their captions, renumbered."""
         captions = images[self.image_of]
-        return Features(self.image[images], self.text[captions], (images.cumsum(0) - 1)[self.image_of[captions]])
+        return Features(
+            self.image[images], self.text[captions], (images.cumsum(0) - 1)[self.image_of[captions]]
+        )
 
 
-def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_size=32, workers=None, quiet=False):
+def encode_archive(
+    dataset, vision, text, cache=".cache/features.sqlite", batch_size=32, workers=None, quiet=False
+):
     """Features of a VisionTextDataset; images that don't decode are reported together, before any tower runs.
 
     `vision` and `text` are encoder objects (`.key`, `.encode`, `.preprocess`); `cache=None` keeps nothing on disk.
@@ -42,10 +46,16 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
     workers = workers or os.cpu_count()
     with opened(cache) as store:
         paths = [dataset.path(i) for i in range(len(dataset.image_names))]
-        stamps = [stamp_of(path) for path in paths]  # taken before the read: a file that changes in between is read again next time
+        stamps = [
+            stamp_of(path) for path in paths
+        ]  # taken before the read: a file that changes in between is read again next time
         digests = store.file_digests(paths, stamps, workers, quiet)
-        parts = getattr(vision, "parts", None) or [vision]  # joined towers are kept apart, so each is reused alone
-        unseen = [i for i in range(len(digests)) if any(_key(part, digests[i]) not in store for part in parts)]
+        parts = getattr(vision, "parts", None) or [
+            vision
+        ]  # joined towers are kept apart, so each is reused alone
+        unseen = [
+            i for i in range(len(digests)) if any(_key(part, digests[i]) not in store for part in parts)
+        ]
         bad = {}
         with tqdm(total=len(unseen), desc="images, checked", unit="", disable=quiet or not unseen) as bar:
             for batch in batched(unseen, 256):
@@ -65,17 +75,24 @@ def encode_archive(dataset, vision, text, cache=".cache/features.sqlite", batch_
                     batches = batched(images, batch_size)
                     ahead = load(batches[0]) if batches else []
                     for n, batch in enumerate(batches):  # the next batch is decoded while this one is encoded
-                        pixels, ahead = torch.stack([f.result() for f in ahead]), load(batches[n + 1]) if n + 1 < len(batches) else []
+                        pixels, ahead = (
+                            torch.stack([f.result() for f in ahead]),
+                            load(batches[n + 1]) if n + 1 < len(batches) else [],
+                        )
                         rows = part.encode(pixels)
                         for i in batch:  # a row stands under the digest of what was read at first
                             if stamp_of(paths[i]) != stamps[i] and sha256_of(paths[i]) != digests[i]:
-                                raise ValueError(f"{paths[i]}: changed while it was encoded; run the same line again")
+                                raise ValueError(
+                                    f"{paths[i]}: changed while it was encoded; run the same line again"
+                                )
                         yield batch, rows
 
             keys = [_key(part, digest) for digest in digests]
             columns.append(store.rows(keys, image_rows, f"images, {part.name}", quiet))
         image = _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
-        return Features(image, _caption_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of))
+        return Features(
+            image, _caption_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of)
+        )
 
 
 def encode_captions(captions, text, cache=".cache/features.sqlite", quiet=False):

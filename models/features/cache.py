@@ -43,7 +43,9 @@ class FeatureCache:
                 raise
             self.db.close()
             if self.path.suffix != ".sqlite":
-                raise ValueError(f"{self.path}: not a feature cache ({error}); name another file with --cache") from None
+                raise ValueError(
+                    f"{self.path}: not a feature cache ({error}); name another file with --cache"
+                ) from None
             aside = self.path.with_suffix(".damaged")
             print(f"{self.path} is damaged ({error}): moved to {aside.name}, encoding anew")
             os.replace(self.path, aside)
@@ -51,12 +53,18 @@ class FeatureCache:
 
     def _open(self):
         self.db = sqlite3.connect(self.path or ":memory:", timeout=120)
-        self.db.text_factory = lambda text: text.decode(errors="replace")  # a damaged path is one not seen before
+        self.db.text_factory = lambda text: text.decode(
+            errors="replace"
+        )  # a damaged path is one not seen before
         found = {sql for (sql,) in self.db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         if found and not found & set(SCHEMA):
-            raise ValueError(f"{self.path}: a database, but not a feature cache; name another file with --cache")
+            raise ValueError(
+                f"{self.path}: a database, but not a feature cache; name another file with --cache"
+            )
         if found - set(SCHEMA):  # a view or trigger would run a stranger's SQL
-            raise sqlite3.DatabaseError(f"it holds what no feature cache does: {min(found - set(SCHEMA))[:60]}")
+            raise sqlite3.DatabaseError(
+                f"it holds what no feature cache does: {min(found - set(SCHEMA))[:60]}"
+            )
         for table in SCHEMA:
             self.db.execute(table.replace("TABLE", "TABLE IF NOT EXISTS"))
         if self.path and self.db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
@@ -70,16 +78,27 @@ class FeatureCache:
 
     def file_digests(self, paths, stamps, workers, quiet=False):
         """SHA-256 of each file; read from disk only when its stamp changed since the last look."""
-        known = {path: (stamp, digest) for path, stamp, digest in self.db.execute("SELECT path, stat, digest FROM files")}
-        digests = [d if s == stamp and isinstance(d, bytes) else None
-                   for path, stamp in zip(paths, stamps) for s, d in [known.get(os.fsencode(path), (None, None))]]  # fmt: skip
+        known = {
+            path: (stamp, digest)
+            for path, stamp, digest in self.db.execute("SELECT path, stat, digest FROM files")
+        }
+        digests = [
+            d if s == stamp and isinstance(d, bytes) else None
+            for path, stamp in zip(paths, stamps)
+            for s, d in [known.get(os.fsencode(path), (None, None))]
+        ]
         new = [i for i, digest in enumerate(digests) if digest is None]
-        with tqdm(total=len(new), desc="image files", unit="", disable=quiet or not new) as bar, ThreadPoolExecutor(workers) as pool:
+        with (
+            tqdm(total=len(new), desc="image files", unit="", disable=quiet or not new) as bar,
+            ThreadPoolExecutor(workers) as pool,
+        ):
             for batch in batched(new, 256):
                 for i, digest in zip(batch, pool.map(lambda i: sha256_of(paths[i]), batch)):
                     digests[i] = digest
                 seen = [(os.fsencode(paths[i]), stamps[i], digests[i]) for i in batch]
-                news = [row for row in seen if " seen " not in row[1] or known.get(row[0], ("", ""))[1] != row[2]]
+                news = [
+                    row for row in seen if " seen " not in row[1] or known.get(row[0], ("", ""))[1] != row[2]
+                ]
                 with self.db:
                     self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", news)
                 bar.update(len(batch))
@@ -96,23 +115,39 @@ class FeatureCache:
             damaged += bool(found) and key not in blobs
         if damaged:
             print(f"{self.path}: {damaged} damaged rows ({what}), encoding them anew")
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the same content twice is encoded once
+        first = {
+            key: i for i, key in reversed(list(enumerate(keys)))
+        }  # the same content twice is encoded once
         todo = [i for key, i in first.items() if key not in blobs]
         with tqdm(total=len(todo), desc=what, unit="", disable=quiet or not todo) as bar:
             for indices, rows in encode(todo) if todo else ():
                 if not torch.isfinite(rows).all():
-                    raise ValueError(f"the tower gave non-finite features ({what}); its weights may be damaged")
+                    raise ValueError(
+                        f"the tower gave non-finite features ({what}); its weights may be damaged"
+                    )
                 new = {keys[i]: row.tobytes() for i, row in zip(indices, rows.half().cpu().numpy())}
                 with self.db:
-                    checked = [(k, b, zlib.crc32(k + b)) for k, b in new.items()]  # with the key: a damaged index finds another's row
+                    checked = [
+                        (k, b, zlib.crc32(k + b)) for k, b in new.items()
+                    ]  # with the key: a damaged index finds another's row
                     self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
                 blobs |= new
                 bar.update(len(indices))
         widths = {len(blob) for blob in blobs.values()}
         whole = len(widths) == 1 and min(widths) and not min(widths) % 2
-        rows = torch.frombuffer(bytearray().join(blobs[key] for key in keys), dtype=torch.float16).view(len(keys), -1) if whole else None
-        if not whole or not torch.isfinite(rows).all():  # under right checksums: not damage, but somebody's making
-            raise ValueError(f"feature cache {self.path}: holds rows that no tower gives ({what}, {sorted(widths)} bytes); delete it")
+        rows = (
+            torch.frombuffer(bytearray().join(blobs[key] for key in keys), dtype=torch.float16).view(
+                len(keys), -1
+            )
+            if whole
+            else None
+        )
+        if (
+            not whole or not torch.isfinite(rows).all()
+        ):  # under right checksums: not damage, but somebody's making
+            raise ValueError(
+                f"feature cache {self.path}: holds rows that no tower gives ({what}, {sorted(widths)} bytes); delete it"
+            )
         return rows.float()
 
 

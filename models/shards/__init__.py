@@ -38,7 +38,9 @@ class Shards(NamedTuple):
     digest: str  # of the tars and the towers
 
 
-def encode_shards(pattern, folder, vision, text, open_image, rank=0, world=1, batch_size=32, workers=None, quiet=False):
+def encode_shards(
+    pattern, folder, vision, text, open_image, rank=0, world=1, batch_size=32, workers=None, quiet=False
+):
     """Write the feature shards that are not there yet, of every `world`-th tar from number `rank` on; return the names of all the
     pattern's shards for `open_shards`. Rows are float16, so features equal those of features/; one shard's have to fit in memory.
 
@@ -58,15 +60,34 @@ def encode_shards(pattern, folder, vision, text, open_image, rank=0, world=1, ba
         try:
             tarfile.open(tar, "r:").close()
         except (*DAMAGED, OSError) as error:
-            raise ValueError(f"{tar}: no uncompressed tar ({error}); fetch or unpack it, or leave it out of the pattern") from None
+            raise ValueError(
+                f"{tar}: no uncompressed tar ({error}); fetch or unpack it, or leave it out of the pattern"
+            ) from None
     if len(todo) < len(own):
         print(f"{folder}: {len(own) - len(todo)} of {len(own)} tars are encoded already")
     for number, (tar, path) in enumerate(todo, 1):
         made_from, skipped = stamp(tar) | dict(tar_sha256=sha256(tar)), Counter()
-        tensors = _encode(tar, vision, text, open_image, batch_size, workers, skipped, f"{number}/{len(todo)} {tar.name}", quiet)
+        tensors = _encode(
+            tar,
+            vision,
+            text,
+            open_image,
+            batch_size,
+            workers,
+            skipped,
+            f"{number}/{len(todo)} {tar.name}",
+            quiet,
+        )
         write(path, save(tensors, dict(format=FORMAT, **towers, **made_from, skipped=json.dumps(skipped))))
-        told = f"; left out {skipped.total():,}: {', '.join(f'{n:,} {why}' for why, n in skipped.most_common())}" if skipped else ""
-        print(f"{tar.name}: {len(tensors['image']):,} images, {len(tensors['text']):,} captions{told}", flush=True)
+        told = (
+            f"; left out {skipped.total():,}: {', '.join(f'{n:,} {why}' for why, n in skipped.most_common())}"
+            if skipped
+            else ""
+        )
+        print(
+            f"{tar.name}: {len(tensors['image']):,} images, {len(tensors['text']):,} captions{told}",
+            flush=True,
+        )
     return list(tars)
 
 
@@ -74,7 +95,11 @@ def open_shards(folder, names=None):
     """The `Shards` of a folder, mapped into memory and not read: those named, in that order, or all of them. Raises ValueError naming
     a file that is damaged or of other towers than the first; FileNotFoundError for one that is not there."""
     folder, found, digest, towers = Path(folder), [], hashlib.sha256(), None
-    for path in sorted(folder.glob("*.safetensors")) if names is None else [folder / f"{name}.safetensors" for name in names]:
+    for path in (
+        sorted(folder.glob("*.safetensors"))
+        if names is None
+        else [folder / f"{name}.safetensors" for name in names]
+    ):
         metadata, tensors = read(path, towers)
         towers = towers or metadata
         digest.update(metadata["digest"].encode())
@@ -84,7 +109,13 @@ def open_shards(folder, names=None):
         raise ValueError(f"{folder}: no features in it; a tar holds KEY.jpg and KEY.txt, one after the other")
     image, text = (Rows([(path, tensors[kind]) for path, tensors in found]) for kind in ("image", "text"))
     image_of = torch.cat([tensors["image_of"] + start for start, (_, tensors) in zip(image.starts, found)])
-    return Shards(image, text, image_of, lambda: (name for _, tensors in found for name in names_of(tensors)), digest.hexdigest())
+    return Shards(
+        image,
+        text,
+        image_of,
+        lambda: (name for _, tensors in found for name in names_of(tensors)),
+        digest.hexdigest(),
+    )
 
 
 class Rows:
@@ -93,7 +124,10 @@ class Rows:
     drops them when it wants memory. A row without the norm towers give raises ValueError naming its file."""
 
     def __init__(self, parts, picked=None):
-        self.parts, self.picked = parts, picked  # [(path, (n, D) float16)], the rows under the mask (n,) int64 or None for all
+        self.parts, self.picked = (
+            parts,
+            picked,
+        )  # [(path, (n, D) float16)], the rows under the mask (n,) int64 or None for all
         self.starts = torch.tensor([0, *(len(part) for _, part in parts)]).cumsum(0)  # (parts + 1,)
         self.shape = (int(self.starts[-1]) if picked is None else len(picked), parts[0][1].shape[1])
 
@@ -101,7 +135,9 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, index):
-        index = torch.tensor(range(len(self))[index], dtype=torch.int64) if isinstance(index, slice) else index
+        index = (
+            torch.tensor(range(len(self))[index], dtype=torch.int64) if isinstance(index, slice) else index
+        )
         if index.dtype == torch.bool:
             where = index.cpu().nonzero()[:, 0]
             return Rows(self.parts, where if self.picked is None else self.picked[where])
@@ -116,12 +152,21 @@ class Rows:
                 halves[order[first:last]] = part[ordered[first:last] - start]
         rows = halves.float()
         norms = rows.norm(dim=1, keepdim=True)
-        sound = (norms.square() - norms.square().round().clamp(1, 8)).abs() < 0.02  # 1 a joined tower; float16 moves it by 0.001
+        sound = (
+            norms.square() - norms.square().round().clamp(1, 8)
+        ).abs() < 0.02  # 1 a joined tower; float16 moves it by 0.001
         if not sound.all():  # NaN too
             first = places[~sound[:, 0]][0]
-            raise damaged(self.parts[int((self.starts <= first).sum()) - 1][0], "a row without the norm that towers give")
+            raise damaged(
+                self.parts[int((self.starts <= first).sum()) - 1][0],
+                "a row without the norm that towers give",
+            )
         rows = rows.div_(norms)
-        return rows.pin_memory().to(index.device, non_blocking=True) if index.device.type == "cuda" else rows.to(index.device)
+        return (
+            rows.pin_memory().to(index.device, non_blocking=True)
+            if index.device.type == "cuda"
+            else rows.to(index.device)
+        )
 
     def blocks(self, size=2048):
         """All rows in order, (size, D) float32 at a time."""
@@ -141,7 +186,9 @@ def _ahead(pool, function, items, count):
 
 def _encode(tar, vision, text, open_image, batch_size, workers, skipped, title, quiet):
     """The tensors of one tar's feature shard; `skipped` counts what is left out."""
-    parts = getattr(vision, "parts", None) or [vision]  # joined towers are rounded each for itself, as in features/
+    parts = getattr(vision, "parts", None) or [
+        vision
+    ]  # joined towers are rounded each for itself, as in features/
 
     def pixels(sample):
         try:
@@ -160,15 +207,22 @@ def _encode(tar, vision, text, open_image, batch_size, workers, skipped, title, 
     def halves(tower, batch):
         rows = tower.encode(batch)
         if not ((rows.norm(dim=1) - 1).abs() < 0.01).all():
-            raise ValueError(f"{tar}: tower {tower.name} gave rows that are not finite and of norm 1; its weights may be damaged")
+            raise ValueError(
+                f"{tar}: tower {tower.name} gave rows that are not finite and of norm 1; its weights may be damaged"
+            )
         return rows.half().cpu()
 
     names, captions, image_of, image = [], [], [], []
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, tqdm(desc=title, unit="", disable=quiet, leave=False) as bar:
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        tqdm(desc=title, unit="", disable=quiet, leave=False) as bar,
+    ):
         decoded = sound(_ahead(pool, pixels, samples(tar, skipped), 2 * batch_size))
         while batch := list(islice(decoded, batch_size)):
             columns = zip(parts, zip(*(images for _, _, images in batch)))
-            image.append(torch.cat([halves(part, torch.stack(column)) for part, column in columns], dim=1))  # (B, Dv)
+            image.append(
+                torch.cat([halves(part, torch.stack(column)) for part, column in columns], dim=1)
+            )  # (B, Dv)
             for name, texts, _ in batch:
                 image_of += [len(names)] * len(texts)
                 captions += texts
@@ -178,6 +232,9 @@ def _encode(tar, vision, text, open_image, batch_size, workers, skipped, title, 
         distinct = sorted(dict.fromkeys(captions), key=len, reverse=True)  # alike lengths, little padding
         rows = [halves(text, distinct[i : i + 512]) for i in range(0, len(distinct), 512)]
     number, none = {caption: i for i, caption in enumerate(distinct)}, torch.empty(0, 0, dtype=torch.float16)
-    return dict(image=torch.cat(image) if image else none, text=torch.cat(rows)[[number[c] for c in captions]] if rows else none,
-                image_of=torch.tensor(image_of, dtype=torch.int64),
-                names=torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8))  # fmt: skip
+    return dict(
+        image=torch.cat(image) if image else none,
+        text=torch.cat(rows)[[number[c] for c in captions]] if rows else none,
+        image_of=torch.tensor(image_of, dtype=torch.int64),
+        names=torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8),
+    )

@@ -36,17 +36,27 @@ def read(path, towers=None):
         if metadata.get("format") != FORMAT:
             raise damaged(path, f"format {metadata.get('format')}, not {FORMAT}")
         image, text, image_of = (tensors[key] for key in ("image", "text", "image_of"))
-        metadata["digest"] = " ".join(metadata[key] for key in ("tar_sha256", "vision", "vision_key", "text", "text_key"))
-        if len(names_of(tensors)) != len(image) or len(text) != len(image_of) or not set(image_of.tolist()) <= set(range(len(image))):
+        metadata["digest"] = " ".join(
+            metadata[key] for key in ("tar_sha256", "vision", "vision_key", "text", "text_key")
+        )
+        if (
+            len(names_of(tensors)) != len(image)
+            or len(text) != len(image_of)
+            or not set(image_of.tolist()) <= set(range(len(image)))
+        ):
             raise damaged(path, "its parts don't fit each other")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such feature shard; let every rank encode its tars first") from None
+        raise FileNotFoundError(
+            f"{path}: no such feature shard; let every rank encode its tars first"
+        ) from None
     except (SafetensorError, OSError, LookupError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise damaged(path, error) from None
     for kind in ("vision", "text") if towers else ():
         if metadata[f"{kind}_key"] != towers[f"{kind}_key"]:
-            raise ValueError(f"{path}: made with the {kind} tower {metadata[kind]} (key {metadata[f'{kind}_key']}), not with "
-                             f"{towers[kind]} (key {towers[f'{kind}_key']}); name another folder of features")  # fmt: skip
+            raise ValueError(
+                f"{path}: made with the {kind} tower {metadata[kind]} (key {metadata[f'{kind}_key']}), not with "
+                f"{towers[kind]} (key {towers[f'{kind}_key']}); name another folder of features"
+            )
     return metadata, tensors
 
 
@@ -63,9 +73,15 @@ def damaged(path, why):
 def is_made_from(path, tar, towers):
     """True for a feature shard of these towers and this tar (a copied or touched one too), or of a tar that is gone; else ValueError."""
     metadata, _ = read(path, towers)
-    if tar.exists() and any(metadata.get(key) != value for key, value in stamp(tar).items()) and metadata["tar_sha256"] != sha256(tar):
-        raise ValueError(f"{path}: {tar} is another tar than it was made from (SHA-256 {metadata['tar_sha256']}); delete it to encode "
-                         "the tar again, or name another folder of features")  # fmt: skip
+    if (
+        tar.exists()
+        and any(metadata.get(key) != value for key, value in stamp(tar).items())
+        and metadata["tar_sha256"] != sha256(tar)
+    ):
+        raise ValueError(
+            f"{path}: {tar} is another tar than it was made from (SHA-256 {metadata['tar_sha256']}); delete it to encode "
+            "the tar again, or name another folder of features"
+        )
     return True
 
 

