@@ -246,7 +246,8 @@ def classification(args, model):
     """Zero-shot accuracy over a folder of class folders."""
     import torch
 
-    from models import metrics, plots
+    from models import metrics
+    from models import report as plots
     from models.dataset import Row, VisionTextDataset
     from models.zeroshot import PLAIN, TEMPLATES, class_embeddings, classify
 
@@ -303,7 +304,7 @@ def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
     try:
-        from models.exported import Exported
+        from models.onnx_file import Exported
         from models.vljepa import VLJEPA
 
         model = (Exported if args.onnx else VLJEPA.load)(args.run, args.device)

@@ -244,12 +244,12 @@ def resumed(args, typed, state, last):
 
 def read(args, vision, text, rank, world):
     """(features, image names, what tells this data from other data): every row through the towers, once."""
-    from models import ranks
+    from models import distributed as ranks
     from models.dataset import VisionTextDataset, open_image
     from models.features import Features, encode_archive
 
     if args.shards:
-        from models.shards import encode_shards, open_shards
+        from models.features.shards import encode_shards, open_shards
 
         options = (rank, world, args.encode_batch, args.workers, args.quiet)
         names = encode_shards(args.shards, args.shard_features, vision, text, open_image, *options)
@@ -277,7 +277,10 @@ def train(args, typed, stop):
     every step. Returns the exit code; raises ValueError or OSError with a message for the user."""
     import torch
 
-    from models import checkpoint, losses, metrics, plots, ranks
+    from models import distributed as ranks
+    from models import losses, metrics
+    from models import report as plots
+    from models import runs as checkpoint
     from models.dataset import split_by_image
     from models.device import choose as choose_device
     from models.features import Features
@@ -537,7 +540,7 @@ def main(argv=None):
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        from models import checkpoint
+        from models import runs as checkpoint
 
         for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
             if args[name] < 1:

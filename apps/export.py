@@ -146,7 +146,7 @@ def to_onnx(model, path):
     """Write the float32 file. ValueError when a tower's operations have no ONNX counterpart, or its weights need more than one file."""
     import torch
 
-    from models.exported import LARGEST
+    from models.onnx_file import LARGEST
 
     network, known = whole(model), facts(model)
     size = sum(4 * p.numel() for p in network.state_dict().values())
@@ -178,7 +178,7 @@ def save(proto, path, known):
     """Write with this project's metadata and none of the exporter's, which name source lines and paths of this machine."""
     import onnx
 
-    from models.exported import FORMAT
+    from models.onnx_file import FORMAT
 
     onnx.helper.set_model_props(
         proto, {"format": FORMAT} | {key: json.dumps(value) for key, value in known.items()}
@@ -359,7 +359,7 @@ def compare(args, model, systems, sizes, dataset, why_not):
 
 def export(args):
     """Write both files, whole or not at all, and print the table."""
-    from models.exported import Exported
+    from models.onnx_file import Exported
     from models.vljepa import VLJEPA
 
     model = VLJEPA.load(args.run)

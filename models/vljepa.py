@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models import checkpoint
+from models import runs as checkpoint
 from models.card import LOCAL, card
 from models.dataset import open_image, read_captions, upright_rgb
 from models.device import choose as choose_device

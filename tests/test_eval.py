@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 import eval
 import train
-from models import checkpoint, metrics
+from models import metrics
+from models import runs as checkpoint
 from models.dataset import VisionTextDataset
 from models.features import encode_archive
 from models.vljepa import VLJEPA

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 LEAVES = [
     path

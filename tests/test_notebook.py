@@ -11,7 +11,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "test.ipynb"
 MAX_BYTES = 1_500_000
 

@@ -19,7 +19,7 @@ from models.predictor import Predictor
 from models.text import TextEncoder
 from models.vision import VisionEncoder, choose
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
 NAMES = sorted(path.name for path in (ROOT / "my_image_archive").iterdir())[:4]  # 10002456.jpg among them
 

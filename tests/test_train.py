@@ -19,13 +19,14 @@ import torch
 from PIL import Image, ImageDraw
 
 import train
-from models import checkpoint, metrics
+from models import metrics
+from models import runs as checkpoint
 from models.dataset import VisionTextDataset
 from models.features import encode_archive
 from models.predictor import Predictor
 from models.vljepa import VLJEPA
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 COLOURS, SHAPES = (
     ("red", "green", "blue", "yellow", "black", "pink"),
     ("ellipse", "rectangle", "triangle", "line"),

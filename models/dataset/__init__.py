@@ -15,8 +15,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .captions import Row, read_captions
 from .images import FORMATS, MAX_PIXELS, check_file, image_path, open_image, upright_rgb
+from .rows import Row, read_captions
 
 __all__ = [
     "FORMATS",

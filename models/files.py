@@ -1,0 +1,79 @@
+"""Files: what they hash to, whether they changed, and how to write one whole or not at all.
+
+sha256("weights.safetensors")                # 64 hex digits
+stamp(path)                                  # changes whenever the file does
+with replacing("runs/default/log.jsonl") as new:
+    new.write_text(...)                      # takes the file's name when the block ends without an error
+"""
+
+import hashlib
+import os
+import time
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+
+YOUNG = " seen "  # in the stamp of a file that may still change without changing its times
+STALE = 3600  # seconds after which a temporary file must be that of a dead process: writing one takes seconds
+
+
+def sha256(path):
+    """SHA-256 of a file's content, 64 hex digits. Reads a megabyte at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def times_of(stat):
+    """Size, inode and times of an `os.stat_result`, as text."""
+    return f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def stamp(path_or_stat):
+    """Text that changes whenever the file does, so that equal stamps mean equal content.
+
+    Within 2 s (the clock tick of FAT) a file can change again and keep its times. The stamp of a file that young, or of
+    one from the future, is therefore unique: it equals no later stamp.
+    """
+    stat = path_or_stat if isinstance(path_or_stat, os.stat_result) else os.stat(path_or_stat)
+    now = time.time_ns()
+    young = now - max(stat.st_mtime_ns, stat.st_ctime_ns) < 2e9
+    return times_of(stat) + (f"{YOUNG}{now}" if young else "")
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path` to write to. When the block ends, the file is flushed to the disk and takes the
+    name in one step, so a reader sees the old file or the new one and never a part. An error leaves the old file alone.
+
+    Raises OSError naming `path` when it cannot be written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent, path.name, older_than=STALE)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is intact"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder, name="*", older_than=0):
+    """Delete what a killed process left half written in `folder`: temporary files of `name`, at least `older_than` seconds old."""
+    pattern = name if name == "*" else escape(name)
+    for leftover in Path(folder).glob(f".{pattern}.*.tmp"):
+        if time.time() - leftover.stat().st_mtime >= older_than:
+            leftover.unlink(missing_ok=True)
+
+
+def printable(text):
+    """`text` fit for a terminal: control characters and bytes that are not UTF-8 come out as \\x1b and \\udcff."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

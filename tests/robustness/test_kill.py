@@ -1,0 +1,418 @@
+"""Killed at any moment of its life and started again, each of the three long jobs ends where an undisturbed one does, bit for bit.
+
+    python -m pytest tests/test_kill.py -m slow -s        twenty moments each, and the table of what was seen
+
+Starting Python and torch takes seconds, so a warm process, which is this file run as a script, forks a child a job. Half of the
+moments are calls of a function (Python's or C's), drawn from all that an undisturbed child makes; they fall between a write and
+its flush as readily as into an import. The other half are times, which also fall inside a call, such as SQLite's commit.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Archive, Letters, Pixels, make_archive, run
+
+from models import runs as checkpoint
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, and waits for a signal with a time limit"
+)
+
+
+# ------------------------------------------------------------------------------------------------- the jobs, as the child runs them
+
+
+def encode(folder):
+    archive = Archive(folder / "archive" / "captions.csv", folder / "archive" / "images", [])
+    torch.save(
+        tuple(run(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)),
+        folder / "features.pt",
+    )
+    return 0
+
+
+def training(folder):
+    import train
+
+    flags = [
+        "--csv",
+        folder / "archive" / "captions.csv",
+        "--images",
+        folder / "archive" / "images",
+        "--cache",
+        folder / "features.sqlite",
+        "--run",
+        folder / "run",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--vision",
+        "efficientnet-lite0",
+        "--hidden",
+        16,
+        "--batch-size",
+        4,
+        "--encode-batch",
+        4,
+        "--epochs",
+        4,
+        "--loss",
+        "info_nce",
+        "--dropout",
+        0.5,
+        "--standardise",
+        "--val-fraction",
+        0.25,
+        "--resume",
+    ]
+    return train.main(list(map(str, flags)))
+
+
+def index(folder):
+    from apps.search import __main__ as search
+
+    return search.main(
+        [
+            "index",
+            str(folder / "archive" / "images"),
+            "--index",
+            str(folder / "search.sqlite"),
+            "--run",
+            str(folder / "trained"),
+            "--device",
+            "cpu",
+            "--quiet",
+            "--batch-size",
+            "2",
+        ]
+    )
+
+
+def asking(folder):
+    import eval
+
+    archive = folder / "archive"
+    return eval.main(
+        [
+            "--csv",
+            str(archive / "captions.csv"),
+            "--images",
+            str(archive / "images"),
+            "--run",
+            str(folder / "trained"),
+            "--cache",
+            str(folder / "features.sqlite"),
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
+    )
+
+
+def child(job):
+    """Run one job with its output in FOLDER/said, and send this process a signal at call number `call`."""
+    folder, calls, at, seen = Path(job["folder"]), 0, job["call"], []
+
+    def count(frame, event, arg):
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+            if calls == at:
+                seen.append(time.process_time())
+                os.kill(os.getpid(), job["signal"])
+
+    with open(folder / "said", "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job starts with it ignored
+    try:
+        sys.setprofile(count)
+        code = globals()[job["name"]](folder)
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    sys.setprofile(None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    seconds = time.process_time() - seen[0] if seen else 0.0
+    (folder / "life").write_text(json.dumps([calls, seconds]))
+    os._exit(code)
+
+
+def serve(preload):
+    """A job a line on stdin, its exit code (minus the signal's number) and seconds a line on stdout. Nothing here may start a
+    thread: a forked child has none of them, but all of their locks."""
+    for module in preload:
+        __import__(module)
+    torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job, began = json.loads(line), time.monotonic()
+        pid = os.fork()
+        if not pid:
+            child(job)
+        if job["after"] and signal.sigtimedwait({signal.SIGCHLD}, job["after"]) is None:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        signal.sigtimedwait({signal.SIGCHLD}, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - began]), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- their parent
+
+
+class Warm:
+    """The process that forks."""
+
+    def __init__(self, *preload):
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *preload],
+            env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def __call__(self, name, folder, call=0, after=0.0, number=signal.SIGKILL):
+        """(exit code, seconds) of a job; `call` and `after` say when it is sent a signal."""
+        self.process.stdin.write(
+            json.dumps(dict(name=name, folder=str(folder), call=call, after=after, signal=number)) + "\n"
+        )
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def warm():
+    server = Warm(
+        "train",
+        "eval",
+        "apps.search",
+        "models.vljepa",
+        "timm",
+        "sentence_transformers",
+        "matplotlib.figure",
+        "torchvision.transforms",
+        "PIL.JpegImagePlugin",
+        "filelock",
+    )
+    yield server
+    server.process.stdin.close()
+    server.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(warm, tmp_path_factory):
+    """{job: (folder, calls, seconds)} of one run each that nobody disturbs; FOLDER/trained is a run to index and evaluate with."""
+    found = {}
+    for name in ("training", "encode", "index", "asking"):
+        folder = tmp_path_factory.mktemp(name)
+        make_archive(folder / "archive", count=12)
+        if name != "training":
+            shutil.copytree(found["training"][0] / "run", folder / "trained")
+        code, seconds = warm(name, folder)
+        assert code == 0, (folder / "said").read_text()
+        found[name] = folder, json.loads((folder / "life").read_text())[0], seconds
+    return found
+
+
+def fresh(name, undisturbed, tmp_path):
+    """A folder in which the job was never run."""
+    folder = tmp_path / name
+    shutil.copytree(undisturbed[name][0] / "archive", folder / "archive")
+    if name != "training":
+        shutil.copytree(undisturbed["training"][0] / "run", folder / "trained")
+    return folder
+
+
+def rows(path, query):
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return db.execute(query).fetchall()
+
+
+def result(name, folder):
+    """All that the job is for, as something that compares bit for bit."""
+    if name == "index":
+        return rows(
+            folder / "search.sqlite", "SELECT path, digest, row, sketch FROM images ORDER BY id"
+        ) + rows(folder / "search.sqlite", "SELECT value FROM meta WHERE key = 'complete'")
+    found = [rows(folder / "features.sqlite", "SELECT key, row FROM rows ORDER BY key")]
+    if name == "encode":
+        return found + [tensor.numpy().tobytes() for tensor in torch.load(folder / "features.pt")]
+    if name == "training":
+        for file in ("last.pt", "best.pt"):
+            state = checkpoint.load(folder / "run" / file)
+            moments = state["optimiser"]["state"].values() if file == "last.pt" else []
+            tensors = [
+                *state["predictor"].values(),
+                *(m[key] for m in moments for key in ("exp_avg", "exp_avg_sq", "step")),
+            ]
+            found.append([tensor.numpy().tobytes() for tensor in tensors])
+            found.append([state["epoch"], state.get("step"), state.get("best"), state.get("log_scale")])
+        log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+        found.append([{k: v for k, v in entry.items() if k != "seconds"} for entry in log])
+    return found
+
+
+def clean(name, folder):
+    """Nothing of a killed process lies about, and what a reader may open is whole."""
+    if name == "training":
+        assert sorted(os.listdir(folder / "run")) == ["best.pt", "curves.png", "last.pt", "log.jsonl"]
+        assert not list(folder.glob(".*.lock"))
+    assert not list(folder.rglob("*-journal")) and not list(folder.rglob("*.tmp"))
+
+
+def moments(count, calls, seconds, seed):
+    """`count` moments of a life, each in its own equal share of it, by call and by time in turn."""
+    draw = random.Random(seed)
+    shares = [(i + draw.random()) / count for i in range(count)]
+    draw.shuffle(shares)
+    return [
+        dict(call=1 + int(share * calls)) if i % 2 == 0 else dict(after=share * seconds)
+        for i, share in enumerate(shares)
+    ]
+
+
+JOBS = ["encode", "training", "index"]
+COUNTS = [3, pytest.param(20, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", JOBS)
+def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
+    warm, undisturbed, tmp_path, name, count
+):
+    """Catches work that is lost, done twice or half written, a lock that outlives its process, and a temporary file that stays."""
+    reference, outcomes = result(name, undisturbed[name][0]), Counter()
+    for number, moment in enumerate(moments(count, *undisturbed[name][1:], seed=name)):
+        folder = fresh(name, undisturbed, tmp_path / str(number))
+        code, _ = warm(name, folder, **moment)
+        outcomes["killed" if code == -signal.SIGKILL else "was done before"] += 1
+        assert code in (0, -signal.SIGKILL), (folder / "said").read_text()
+        outcomes["left a temporary file"] += any(folder.rglob("*.tmp"))
+        for path in folder.glob("run/*.pt"):
+            checkpoint.load(path)
+        code, _ = warm(name, folder)
+        assert code == 0, f"{moment}: {(folder / 'said').read_text()}"
+        assert result(name, folder) == reference, moment
+        clean(name, folder)
+    print(
+        f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, nothing left over"
+    )
+    assert outcomes["killed"] >= count / 2
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
+    warm, undisturbed, tmp_path, number, code, count
+):
+    """Catches a signal that kills while the towers load or encode, a traceback, an exit that takes longer than a step, and a
+    stop from which --resume does not come back."""
+    folder, calls, _ = undisturbed["training"]
+    reference, outcomes, slowest = result("training", folder), Counter(), 0.0
+    draw = random.Random(int(number))
+    for i in range(count):
+        folder = fresh("training", undisturbed, tmp_path / str(i))
+        call = 100 + int((i + draw.random()) / count * calls)
+        found, _ = warm("training", folder, call=call, number=number)
+        said = (folder / "said").read_text()
+        assert found in (0, code) and "Traceback" not in said, f"call {call}: {said}"
+        slowest = max(slowest, json.loads((folder / "life").read_text())[1])
+        ends = ("stopped after step", "stopped; what was encoded", "best.pt is epoch")
+        outcomes[next((end for end in ends if end in said), said)] += 1
+        assert warm("training", folder)[0] == 0, (folder / "said").read_text()
+        assert result("training", folder) == reference
+        clean("training", folder)
+    print(
+        f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of processor time later; all resumed"
+    )
+    assert slowest < 5
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_evaluation_interrupted_anywhere_exits_with_130_and_no_traceback(warm, undisturbed, tmp_path, count):
+    """Catches Ctrl-C that falls into a load or an import and ends in a screen of Python."""
+    draw, outcomes = random.Random(0), Counter()
+    for i in range(count):
+        folder = fresh("asking", undisturbed, tmp_path / str(i))
+        call = 2000 + int(
+            (i + draw.random()) / count * (undisturbed["asking"][1] - 2000)
+        )  # the first 2,000 read the flags
+        code, _ = warm("asking", folder, call=call, number=signal.SIGINT)
+        assert "Traceback" not in (folder / "said").read_text(), (folder / "said").read_text()
+        outcomes[code] += 1
+    print(f"\neval.py: SIGINT at {count} moments: exit codes {dict(outcomes)}")
+    assert set(outcomes) <= {0, 130} and outcomes[130]
+
+
+COLD = """
+import os, sys
+calls = 0
+def count(frame, event, arg):
+    global calls
+    calls += event in ("call", "c_call")
+    if calls == int(sys.argv[1]) and event in ("call", "c_call"):
+        os.kill(os.getpid(), int(sys.argv[2]))
+import train
+sys.setprofile(count)
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_signal_while_torch_is_imported_stops_cleanly(tmp_path, count):
+    """Catches handlers that are set only once the slow imports are done: a scheduler's SIGTERM would end them with a traceback."""
+    draw = random.Random(1)
+    for i in range(count):
+        number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][i % 2]
+        call = 1000 + draw.randrange(
+            200_000
+        )  # of more than twice as many up to the captions file, which is not there
+        argv = [
+            "--run",
+            tmp_path / "run",
+            "--cache",
+            tmp_path / "features.sqlite",
+            "--csv",
+            tmp_path / "none.csv",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", COLD, str(call), str(int(number)), *map(str, argv)],
+            cwd=tmp_path,
+            env=os.environ | dict(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr and "stopped" in done.stderr, (
+            done.stderr
+        )
+    print(
+        f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130, no traceback"
+    )
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

@@ -1,0 +1,111 @@
+"""A larger archive than fits anybody's patience by hand: 100,000 captions of 20,000 images through train.py, eval.py and the search.
+
+    python -m pytest tests/test_load.py -m slow -s        minutes; prints seconds and peak memory of each step
+
+The 20,000 images are hard links to the 1,000 that come with the repository, so each tower sees 1,000 contents; everything
+else (names, rows, index, metrics) meets 20,000. Of the 100,000 captions 5,000 are distinct: a text tower does some hundred a second.
+"""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGES, CAPTIONS, DISTINCT, LIMIT = (
+    20_000,
+    100_000,
+    5_000,
+    2e9,
+)  # bytes of peak resident memory, of each process
+
+RUN = """
+import runpy, sys
+script, report, *sys.argv[1:] = sys.argv[1:]
+code = 0
+try:
+    runpy.run_module(script, run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    code = stop.code
+with open("/proc/self/status") as status, open(report, "w") as file:
+    file.write(next(line for line in status if line.startswith("VmHWM")).split()[1])
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder with images/ and captions.csv."""
+    folder = tmp_path_factory.mktemp("load")
+    (folder / "images").mkdir()
+    photographs = sorted((ROOT / "my_image_archive").glob("*.jpg"))[:1000]
+    names = [f"{i:05}.jpg" for i in range(IMAGES)]
+    for i, name in enumerate(names):
+        try:
+            os.link(photographs[i % len(photographs)], folder / "images" / name)
+        except OSError:  # another file system
+            shutil.copy(photographs[i % len(photographs)], folder / "images" / name)
+    with open(ROOT / "caption.csv", encoding="utf-8", newline="") as file:
+        told = {}
+        for row in csv.DictReader(file):
+            told.setdefault(row["image_name"], []).append(row["comment"])
+    each = CAPTIONS // IMAGES
+    with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image_name", "comment"))
+        for i, name in enumerate(names):
+            captions = told[photographs[i % len(photographs)].name]
+            # `row i of its image`: at most DISTINCT texts in all, and no image has one twice
+            writer.writerows((name, f"{captions[k % len(captions)]}, {k + 1}") for k in range(each))
+    return folder
+
+
+def step(folder, module, *arguments):
+    """(seconds, peak bytes, standard output) of `python -m module arguments`, run as a user would."""
+    report, began = folder / "peak", time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, module, str(report), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, peak = time.perf_counter() - began, int(report.read_text()) * 1024
+    print(f"{module:12} {' '.join(map(str, arguments))[:60]:60} {seconds:7.1f} s {peak / 1e9:6.2f} GB")
+    return seconds, peak, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
+def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_gigabytes(large):
+    """Catches what is quadratic in images or captions, and what is held in memory once more than needed: both pass unseen on the
+    thousand images of the archive."""
+    print()
+    data = [
+        "--csv",
+        large / "captions.csv",
+        "--images",
+        large / "images",
+        "--cache",
+        large / "features.sqlite",
+        "--run",
+        large / "run",
+    ]
+    index = ["--index", large / "search.sqlite", "--run", large / "run"]
+    model = ["--vision", "efficientnet-lite0-stages", "--device", "cpu", "--quiet"]
+    steps = [
+        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 2),
+        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 3, "--resume"),  # with a warm cache
+        ("eval", *data, "--held-out", "--device", "cpu", "--quiet"),
+        ("apps.search", "index", large / "images", *index, "--quiet"),
+        ("apps.search", "index", large / "images", *index, "--quiet"),  # nothing new
+        ("apps.search", "find", "two persons at a table", *index),
+    ]
+    seen = [step(large, *arguments) for arguments in steps]
+    assert f"{IMAGES:,} images" in seen[3][2] and "0 new" in seen[4][2]
+    assert max(peak for _, peak, _ in seen) < LIMIT
