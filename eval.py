@@ -198,7 +198,7 @@ def retrieval(args, model):
     if own is not None:
         rows[f"{model.vision.name}, zero-shot"] = metrics.retrieval(features.image, own.cpu(), image_of)
     found = metrics.ranks(predicted, text, image_of)
-    rows["this model"], interval = metrics.summary(*found), metrics.bootstrap(*found, image_of)
+    rows["this model"], interval = metrics.summary(*found), metrics.intervals(*found, image_of)
     if args.hub_correction:
         bank = VisionTextDataset(
             recipe["csv"],

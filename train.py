@@ -495,7 +495,7 @@ def train(args, typed, stop):
                     images=len(val_set.image),
                     captions=len(val_set.text),
                     metrics=m,
-                    interval_95=metrics.bootstrap(*found, val_set.image_of),
+                    interval_95=metrics.intervals(*found, val_set.image_of),
                 )
                 if m
                 else None

@@ -102,25 +102,44 @@ def chance(image_of, images):
     return {f"text_retrieval_recall@{k}": 1.0 for k in KS} | found
 
 
-def bootstrap(to_image, to_text, image_of, draws=1000, seed=0):
-    """{key: (low, high)}, the 95 % interval of each recall over images drawn with replacement; an image's captions come
-    with it, since they are not independent. The candidates stay the whole set."""
+def intervals(to_image, to_text, image_of):
+    """{key: (low, high)}: the 95 % interval of each recall. The candidates stay the whole set."""
     n = len(to_text)
-    per_image = {f"text_retrieval_recall@{k}": (to_text < k).double() for k in KS}
-    for k in KS:
-        per_image[f"image_retrieval_recall@{k}"] = torch.zeros(n, dtype=torch.double).index_add(
-            0, image_of, (to_image < k).double()
-        )
-    count = image_of.bincount(minlength=n).double()
-    draw = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+    captions = image_of.bincount(minlength=n)
     found = {}
-    for key, hits in per_image.items():
-        total = count[draw].sum(1) if key.startswith("image") else n
-        low, high = (
-            (hits[draw].sum(1) / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-        )
-        found[key] = (low, high)
+    for k in KS:
+        hits = (to_text < k).double()
+        found[f"text_retrieval_recall@{k}"] = interval(hits, torch.ones(n))
+    for k in KS:
+        hits = torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double())
+        found[f"image_retrieval_recall@{k}"] = interval(hits, captions)
     return found
+
+
+def interval(hits, trials, seed=0):
+    """(low, high): the 95 % interval of sum(hits) / sum(trials), both (N,), one entry per image."""
+    return bootstrap(
+        torch.stack([hits.double(), trials.double()], dim=1), lambda total: total[:, 0] / total[:, 1], seed
+    )
+
+
+def bootstrap(per_image, statistic, seed=0, draws=1000):
+    """(low, high): the 95 % interval of a statistic over images drawn with replacement (Efron's percentile bootstrap).
+
+    per_image (N, F) float64 holds what each image adds to F totals; `statistic` maps totals (draws, F) to (draws,). Images are
+    drawn rather than captions, since the captions of one image are not independent."""
+    n = len(per_image)
+    generator = torch.Generator().manual_seed(seed)
+    totals = []
+    for _ in range(draws):
+        times = torch.randint(n, (n,), generator=generator).bincount(
+            minlength=n
+        )  # how often each image was drawn
+        totals.append(times.double() @ per_image)
+    low, high = (
+        statistic(torch.stack(totals)).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    )
+    return low, high
 
 
 def classification(scores, truth):

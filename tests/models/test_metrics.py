@@ -244,7 +244,7 @@ def test_bootstrap_interval_holds_the_point_estimate():
     predicted = F.normalize(torch.zeros(140, 16).index_add(0, image_of, text) + unit(140, 16, 2), dim=-1)
     found = metrics.ranks(predicted, text, image_of)
     table = metrics.summary(*found)
-    for key, (low, high) in metrics.bootstrap(*found, image_of).items():
+    for key, (low, high) in metrics.intervals(*found, image_of).items():
         assert 0 <= low <= table[key] <= high <= 1, key
         assert 0 < high - low < 0.3, key
 
@@ -253,14 +253,14 @@ def test_bootstrap_interval_narrows_with_the_number_of_images():
     """Catches a resampling of the draws in place of the images. At a hit rate of one half the normal interval is known."""
     for n in (50, 200, 800):
         rank = torch.arange(n) % 2
-        low, high = metrics.bootstrap(rank, rank, torch.arange(n))["text_retrieval_recall@1"]
+        low, high = metrics.intervals(rank, rank, torch.arange(n))["text_retrieval_recall@1"]
         assert high - low == pytest.approx(2 * 1.96 * 0.5 / n**0.5, rel=0.15)
 
 
 def test_bootstrap_keeps_the_captions_of_an_image_together():
     """Catches captions drawn one by one: five captions that hit or miss as one are one observation and not five."""
     image_of = torch.arange(200).repeat_interleave(5)
-    low, high = metrics.bootstrap(image_of % 2, torch.arange(200), image_of)["image_retrieval_recall@1"]
+    low, high = metrics.intervals(image_of % 2, torch.arange(200), image_of)["image_retrieval_recall@1"]
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.15)
 
 

@@ -1,0 +1,52 @@
+"""What every script of this project shares: flags that name a model, and one way to end.
+
+    def main(argv=None):
+        args = parse(argv)
+        return run("search", lambda: find(args))
+
+Exit codes: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage. Results go to stdout, errors and
+progress to stderr.
+"""
+
+import argparse
+import logging
+import sys
+
+
+def parser(name, description):
+    """An ArgumentParser that shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_model_flags(arguments):
+    """Add --run, --device and --quiet to a parser or an argument group."""
+    arguments.add_argument(
+        "--run",
+        default="runs/default",
+        help="run folder of train.py, or a shared model (default %(default)s)",
+    )
+    arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
+    add_quiet(arguments)
+
+
+def add_quiet(arguments):
+    """Add --quiet."""
+    arguments.add_argument(
+        "--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars"
+    )
+
+
+def run(name, work):
+    """Call `work()` and return the exit code. What the library logs is printed to stderr; ValueError and OSError become one
+    line there, since their messages are written for the user. Any other exception is a bug and is raised."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("models").setLevel(logging.INFO)
+    try:
+        return work() or 0
+    except (OSError, ValueError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
