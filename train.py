@@ -1,579 +1,423 @@
 """Train the predictor on a captions CSV and a folder of images.
 
-    python train.py                                                       the archive that comes with it, minutes on a CPU
-    python train.py --csv mine.csv --images photos --recipe retrieval     your own photographs, the recipe that measured best
-    torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'    several processes, WebDataset tars
+    python train.py                                                     the archive in this repository, on a CPU
+    python train.py --csv mine.csv --images photos --recipe retrieval   your own photos, the recipe that measured best
+    torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'      several processes, WebDataset tars
 
-The frozen towers run once an image and once a caption (models/features/); after that an epoch is tensor slices.
-"""
+The frozen towers run once per image and once per caption (models/features/); after that an epoch is tensor
+slices."""
 
 import argparse
 import gc
-import hashlib
-import json
 import math
 import os
 import signal
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
-# What --recipe sets; any flag typed beside it wins. EXPERIMENTS.md has the numbers behind `retrieval`.
+# What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind `retrieval`.
 RECIPES = {
-    "classic": dict(
-        loss="cosine",
-        epochs=10,
-        batch_size=16,
-        lr=1e-4,
-        schedule="constant",
-        warmup=0.0,
-        weight_decay=0.01,
-        hidden=1024,
-        members=1,
-        dropout=0.0,
-        input_dropout=0.0,
-        standardise=False,
-        group_captions=False,
-    ),
-    "retrieval": dict(
-        loss="info_nce",
-        epochs=20,
-        batch_size=1280,
-        lr=1e-3,
-        schedule="cosine",
-        warmup=0.1,
-        weight_decay=0.01,
-        hidden=2048,
-        members=3,
-        dropout=0.5,
-        input_dropout=0.5,
-        standardise=True,
-        group_captions=True,
-    ),
-}
-FREE_ON_RESUME = {
-    "resume",
-    "epochs",
-    "device",
-    "cache",
-    "workers",
-    "encode_batch",
-    "quiet",
-    "run",
-    "images",
-    "csv",
-    "shards",
-    "shard_features",
-    "bf16",
-    "compile",
+    "classic": "--loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0 --hidden 1024 --members 1 "
+    "--weight-decay 0.01 --dropout 0 --input-dropout 0 --no-standardise --no-group-captions",
+    "retrieval": "--loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine --warmup 0.1 --hidden 2048 --members 3 "
+    "--weight-decay 0.01 --dropout 0.5 --input-dropout 0.5 --standardise --group-captions",
 }
 
 
-def parse(argv):
-    """(every flag's value, the names of those that were typed)"""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flag = argparse.BooleanOptionalAction
-    d = p.add_argument_group("data")
-    d.add_argument(
-        "--csv",
-        default="unique_caption.csv",
-        help="captions file, columns image_name,comment (default %(default)s)",
-    )
-    d.add_argument(
-        "--images", default="my_image_archive", help="folder the image names are in (default %(default)s)"
-    )
-    d.add_argument(
-        "--image-column", default="image_name", help="name of the column of image names (default %(default)s)"
-    )
-    d.add_argument(
-        "--caption-column", default="comment", help="name of the column of captions (default %(default)s)"
-    )
-    d.add_argument(
-        "--shards",
-        default="",
-        metavar="PATTERN",
-        help="WebDataset tars in place of --csv: 'cc3m-{00000..00331}.tar'",
-    )
-    d.add_argument(
-        "--shard-features",
-        default=".cache/shards",
-        help="folder for the towers' outputs of --shards (default %(default)s)",
-    )
-    d.add_argument(
-        "--skip-bad",
-        action=flag,
-        default=False,
-        help="leave out images and lines that can't be used instead of stopping",
-    )
-    d.add_argument(
-        "--val-fraction",
-        type=float,
-        default=0.1,
-        help="share of the images held out, 0 to under 1 (default %(default)s)",
-    )
-    d.add_argument(
-        "--cache",
-        default=".cache/features.sqlite",
-        help="file that keeps the towers' outputs (default %(default)s)",
-    )
-    m = p.add_argument_group("model")
-    m.add_argument(
-        "--vision",
-        default="auto",
-        help="image tower: auto, clip-vit-b-16, efficientnet-lite0[-stages], "
-        "efficientnet-lite2[-stages], open_clip:MODEL/PRETRAINED, or two joined by + (auto: CLIP if possible)",
-    )
-    m.add_argument(
-        "--text",
-        default="all-MiniLM-L6-v2",
-        help="text tower: a sentence-transformers name or a folder (default %(default)s)",
-    )
-    m.add_argument("--hidden", type=int, help="width of the predictor's hidden layer")
-    m.add_argument("--members", type=int, help="predictors trained side by side, whose mean is the answer")
-    m.add_argument("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
-    m.add_argument("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
-    m.add_argument(
-        "--standardise", action=flag, help="bring every input feature to mean 0, deviation 1 first"
-    )
-    t = p.add_argument_group("training (defaults: what --recipe sets)")
-    t.add_argument(
+def flags():
+    """The parser of the command line. The flags of training have no default: `--recipe` sets them."""
+    from models.script import add_quiet, parser
+
+    p = parser("train.py", __doc__)
+    switch = argparse.BooleanOptionalAction
+    add = p.add_argument_group("data").add_argument
+    add("--csv", default="unique_caption.csv", help="captions file (default %(default)s)")
+    add("--images", default="my_image_archive", help="folder of the images (default %(default)s)")
+    add("--image-column", default="image_name", help="column of image names (default %(default)s)")
+    add("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    add("--shards", default="", metavar="TARS", help="WebDataset tars, such as 'cc3m-{00000..00331}.tar'")
+    add("--shard-features", default=".cache/shards", help="folder of their features (default %(default)s)")
+    add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
+    add("--val-fraction", type=float, default=0.1, help="share of images held out (default %(default)s)")
+    add("--cache", default=".cache/features.sqlite", help="file of the towers' outputs (default %(default)s)")
+    add = p.add_argument_group("model").add_argument
+    add("--vision", default="auto", help="image tower, see docs/towers.md (default: CLIP where possible)")
+    add("--text", default="all-MiniLM-L6-v2", help="text tower: a sentence-transformers name or a folder")
+    add("--hidden", type=int, help="width of the predictor's hidden layer")
+    add("--members", type=int, help="predictors trained side by side; their mean is the prediction")
+    add("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
+    add("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
+    add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
+    add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
+    add(
         "--recipe",
         choices=RECIPES,
         default="classic",
-        help="classic: as documented; retrieval: what measured best",
+        help="classic: as documented; retrieval: measured best",
     )
-    t.add_argument("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
-    t.add_argument("--epochs", type=int, help="passes over the captions")
-    t.add_argument("--batch-size", type=int, help="captions a step")
-    t.add_argument(
+    add("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
+    add("--epochs", type=int, help="passes over the captions")
+    add("--batch-size", type=int, help="captions per step")
+    add(
         "--group-captions",
-        action=flag,
-        help="keep the captions of an image in one batch, where each is a right answer",
+        action=switch,
+        help="keep the captions of an image in one batch, all of them right",
     )
-    t.add_argument("--lr", type=float, help="AdamW learning rate")
-    t.add_argument("--weight-decay", type=float, help="AdamW weight decay of the matrices")
-    t.add_argument("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
-    t.add_argument(
-        "--warmup", type=float, help="share of all steps over which the learning rate rises from 0"
-    )
-    t.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the split, the first weights, the order and the dropout (default %(default)s)",
-    )
-    r = p.add_argument_group("run")
-    r.add_argument(
-        "--run", default="runs/default", help="folder for checkpoints, log and curves (default %(default)s)"
-    )
-    r.add_argument(
-        "--resume", action=flag, default=False, help="go on from RUN/last.pt with the recipe it holds"
-    )
-    r.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
-    r.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        help="threads that decode images (default: the cores, %(default)s)",
-    )
-    r.add_argument(
-        "--encode-batch", type=int, default=32, help="images a tower sees at once (default %(default)s)"
-    )
-    r.add_argument(
+    add("--lr", type=float, help="AdamW learning rate")
+    add("--weight-decay", type=float, help="AdamW weight decay of the matrices")
+    add("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
+    add("--warmup", type=float, help="share of all steps over which the learning rate rises from 0")
+    add("--seed", type=int, default=0, help="of the split, weights, order and dropout (default %(default)s)")
+    group = p.add_argument_group("run")
+    add = group.add_argument
+    add("--run", default="runs/default", help="run folder (default %(default)s)")
+    add("--resume", action=switch, default=False, help="continue the run in RUN with its own recipe")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
+    add("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: all cores)")
+    add("--encode-batch", type=int, default=32, help="images a tower encodes at once (default %(default)s)")
+    add(
         "--bf16",
-        action=flag,
+        action=switch,
         default=False,
-        help="the predictor's products in bfloat16, its parameters in float32",
+        help="the predictor's products in bfloat16, parameters in float32",
     )
-    r.add_argument("--compile", action=flag, default=False, help="torch.compile the predictor")
-    r.add_argument("--quiet", action=flag, default=False, help="no progress bars")
-    defaults = vars(p.parse_args([]))
-    typed = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
-    typed = {name: value for name, value in typed.items() if value is not None}
-    return defaults | RECIPES[typed.get("recipe", defaults["recipe"])] | typed, set(typed)
+    add("--compile", action=switch, default=False, help="torch.compile the predictor")
+    add_quiet(group)
+    return p
+
+
+def parse(argv):
+    """(args, the names of the flags that were typed)."""
+    p = flags()
+    recipe = RECIPES[p.parse_args(argv).recipe]
+    p.set_defaults(
+        **{name: value for name, value in vars(p.parse_args(recipe.split())).items() if name != "recipe"}
+    )
+    args = p.parse_args(argv)
+    for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
+    untouched = argparse.Namespace(**dict.fromkeys(vars(args)))  # None stays where a flag was not typed
+    typed = vars(p.parse_args(argv, untouched))
+    return args, {name for name, value in typed.items() if value is not None}
+
+
+@dataclass
+class Data:
+    """The features to train on, on the device (in feature shards: on the disk), and those of the held-out
+    images."""
+
+    source: str  # the CSV or the pattern of tars
+    digest: str  # of the rows, or of tars and towers
+    image: object  # (N, Dv)
+    text: object  # (M, Dt)
+    image_of: object  # (M,)
+    names: list  # of the N images
+    held_out: object  # Features, on the CPU
+
+    @property
+    def has_held_out(self):
+        return len(self.held_out.image) > 1
+
+
+def load_data(args, vision, text, process):
+    """Data: every row through the towers, once, and split by image."""
+    import torch
+
+    from models.dataset import split_by_image
+    from models.features import Features
+    from models.features.load import load_csv, load_shards
+
+    load = load_shards if args.shards else load_csv
+    features, names, digest = load(args, vision, text, process)
+    train_names, held_out_names = split_by_image(names, args.val_fraction, args.seed)
+    source = args.shards or args.csv
+    if not train_names:
+        raise ValueError(f"{source}: all {len(names)} images are held out; lower --val-fraction")
+    is_held_out = torch.tensor([name in held_out_names for name in names])
+    image, captions, image_of, *_ = features.of(~is_held_out)
+    if not args.shards:
+        image, captions = image.to(process.device), captions.to(process.device)
+    held_out = features.of(is_held_out)
+    held_out = Features(held_out.image[:], held_out.text[:], held_out.image_of)  # [:] reads them from shards
+    names = [name for name in names if name not in held_out_names]
+    return Data(source, digest, image, captions, image_of.to(process.device), names, held_out)
+
+
+def build(args, data, device):
+    """A Training with an untrained predictor."""
+    import torch
+
+    from models import losses, runs
+    from models.predictor import Predictor
+
+    torch.manual_seed(args.seed)
+    sizes = (
+        data.image.shape[1],
+        data.text.shape[1],
+        args.hidden,
+        args.dropout,
+        args.input_dropout,
+        args.members,
+    )
+    predictor = Predictor(*sizes).to(device)
+    if args.standardise:
+        every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
+        predictor.standardise(data.image[::every].to(device))
+    start = losses.LOSSES[args.loss]
+    scale, bias = start or (1.0, 0.0)
+    log_scale = torch.tensor(math.log(scale), device=device, requires_grad=True)
+    bias = torch.tensor(bias, device=device, requires_grad=True)
+    matrices = [p for p in predictor.parameters() if p.ndim > 1]
+    others = [p for p in predictor.parameters() if p.ndim <= 1] + ([log_scale, bias] if start else [])
+    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
+    optimiser = torch.optim.AdamW(groups, lr=args.lr, fused=device != "mps")
+    return runs.Training(predictor, optimiser, log_scale, bias)
 
 
 def learning_rate(args, step, steps):
-    """At step 0..steps-1: a linear rise over the first `warmup` share, then constant or half a cosine down to 0."""
+    """At step 0..steps-1: a linear rise over the first `warmup` share, then constant or half a cosine down to
+    0."""
     rise = max(1, int(args.warmup * steps))
     if step < rise:
         return args.lr * (step + 1) / rise if args.warmup else args.lr
-    return (
-        args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-        if args.schedule == "cosine"
-        else args.lr
-    )
+    if args.schedule == "constant":
+        return args.lr
+    return args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def table_line(first, losses, m, rest=""):
-    """One line of the table on screen; recalls in percent."""
-    both = (
-        " | ".join(
-            "".join(f"{100 * m[f'{way}_recall@{k}']:6.1f}" for k in (1, 5, 10))
-            + f"{m[f'{way}_median_rank']:8g}"
-            for way in ("text_retrieval", "image_retrieval")
+def caption_order(args, data, epoch):
+    """The captions in the order of an epoch, (M,): shuffled, or grouped by shuffled image. All that is random
+    in an epoch follows from the seed and its number."""
+    import torch
+
+    torch.manual_seed(args.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(data.text)).to(data.image_of.device)
+    if args.group_captions:
+        order = torch.randperm(len(data.image)).to(data.image_of.device)[data.image_of].argsort(stable=True)
+    return order
+
+
+def train_epoch(args, data, training, progress, each, process, stop):
+    """One epoch, from `progress.step` on. Returns False when a signal in `stop` ended it early."""
+    import torch
+
+    from models import distributed, losses
+
+    loss_of = getattr(losses, args.loss)
+    epoch, steps = progress.epoch + 1, -(-len(data.text) // args.batch_size)
+    order = caption_order(args, data, epoch)
+    if progress.step:
+        torch.set_rng_state(training.rng)
+    training.predictor.train()
+    for step in range(progress.step, steps):
+        for group in training.optimiser.param_groups:
+            group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
+        batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+        images, image_of = data.image_of[batch].unique(return_inverse=True)  # each image is predicted once
+        mine = process.share(len(images))
+        with torch.autocast(torch.device(process.device).type, torch.bfloat16, enabled=args.bf16):
+            rows = each(data.image[images[mine]], (mine.start, len(images)))  # (B / world, members * Dt)
+        predicted = distributed.gather(rows.float(), len(images)).chunk(args.members, dim=1)
+        scale, text = training.log_scale.exp().clamp_max(losses.MAX_SCALE), data.text[batch]
+        loss = (
+            sum(loss_of(member, text, image_of, scale, training.bias) for member in predicted) / args.members
         )
-        if m
-        else ""
-    )
-    return f"{first:>7} {losses:>17} | {both} | {rest}"
+        value = loss.item()
+        check_finite(value, args, data, batch, epoch, step + 1)
+        training.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        training.optimiser.step()
+        progress.step, progress.loss_sum = step + 1, progress.loss_sum + value * len(batch)
+        if distributed.any_rank(stop, process.device):
+            return False
+    training.predictor.eval()
+    with torch.no_grad():  # the last step may have broken what no loss shows yet
+        value = training.predictor(data.image[data.image_of[batch]]).sum().item()
+    check_finite(value, args, data, batch, epoch, steps)
+    return True
 
 
-def resumed(args, typed, state, last):
-    """The flags to go on with: those of the run that saved `state`, and what was typed where it may be changed."""
-    recipe = {n: state["recipe"].get(n, value) for n, value in vars(args).items()}
-    wrong = [n for n, value in vars(args).items() if type(recipe[n]) is not type(value)]
-    if wrong or [recipe["hidden"], recipe["members"]] != [
-        state["config"].get(n) for n in ("hidden_dim", "members")
-    ]:
-        raise ValueError(
-            f"{last}: its recipe is not one of train.py ({', '.join(wrong) or 'hidden, members'}); start another --run"
-        )
-    typed = (
-        typed - {"vision"} if args.vision == "auto" else typed
-    )  # the tower that auto chose is in the state
-    changed = [n for n in sorted(typed - FREE_ON_RESUME) if getattr(args, n) != recipe[n]]
-    if changed:
-        told = ", ".join(f"--{n.replace('_', '-')} {recipe[n]}" for n in changed)
-        raise ValueError(
-            f"{last} was trained with {told}; resume without changing that, or start another --run"
-        )
-    return argparse.Namespace(**recipe | {n: getattr(args, n) for n in typed | {"resume", "run"}})
+def check_finite(value, args, data, batch, epoch, step):
+    """ValueError naming the images of a batch whose loss is not finite."""
+    from models.runs import LAST
+
+    if math.isfinite(value):
+        return
+    kept = f"{Path(args.run, LAST)} holds the last good state. " if Path(args.run, LAST).exists() else ""
+    files = ", ".join(sorted({data.names[i] for i in data.image_of[batch].tolist()}))
+    advice = f"{kept}Lower --lr, or look at this batch's files: {files}"
+    raise ValueError(f"loss is {value} at epoch {epoch}, step {step}. {advice}")
 
 
-def read(args, vision, text, rank, world):
-    """(features, image names, what tells this data from other data): every row through the towers, once."""
-    from models import distributed as ranks
-    from models.dataset import VisionTextDataset, open_image
-    from models.features import Features, encode_archive
+def validate(args, data, training):
+    """(what the log keeps, what the model's record keeps) of the held-out images; ({}, None) without any."""
+    import torch
 
-    if args.shards:
-        from models.features.shards import encode_shards, open_shards
+    from models import losses, metrics
 
-        options = (rank, world, args.encode_batch, args.workers, args.quiet)
-        names = encode_shards(args.shards, args.shard_features, vision, text, open_image, *options)
-        ranks.wait()
-        shards = open_shards(args.shard_features, names)
-        return Features(shards.image, shards.text, shards.image_of), list(shards.names()), shards.digest
-    where, encode = (
-        (args.csv, None, args.images, args.image_column, args.caption_column),
-        (args.encode_batch, args.workers, args.quiet),
-    )
-    if world > 1:  # each rank encodes its share into the cache; what it leaves out is reported below
-        with redirect_stdout(None):
-            mine = VisionTextDataset(*where, skip_bad=True)
-            mine.keep(set(mine.image_names[ranks.share(len(mine.image_names), rank, world)]))
-            encode_archive(mine, vision, text, args.cache, *encode)
-        ranks.wait()
-    dataset = VisionTextDataset(*where, args.skip_bad)
-    features = encode_archive(dataset, vision, text, args.cache, *encode)
-    data = "\n".join(f"{row.image_name}\t{row.caption}" for row in dataset.rows)
-    return features, dataset.image_names, hashlib.sha256(data.encode()).hexdigest()
+    if not data.has_held_out:
+        return {}, None
+    image, text, image_of, *_ = data.held_out
+    loss_sum = 0.0
+    with torch.no_grad():
+        predicted = training.predictor(image.to(training.log_scale.device)).cpu()  # (N, Dt)
+        scalars = training.log_scale.exp().cpu(), training.bias.cpu()
+        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(0))
+        for batch in order.split(args.batch_size):
+            images, which = image_of[batch].unique(return_inverse=True)
+            loss = getattr(losses, args.loss)(predicted[images], text[batch], which, *scalars)
+            loss_sum += loss.item() * len(batch)
+    ranks = metrics.ranks(predicted, text, image_of)
+    found = metrics.summary(*ranks)
+    record = dict(dataset=f"{Path(data.source).name}, held out", images=len(image), captions=len(text))
+    record |= dict(metrics=found, interval_95=metrics.intervals(*ranks, image_of))
+    return dict(val_loss=loss_sum / len(text)) | found | metrics.spread(predicted, text, image_of), record
+
+
+def finish_epoch(args, data, training, progress, began, rank):
+    """Validate, print the line of the epoch, and save."""
+    from models import metrics, report, runs
+
+    lr, loss = training.optimiser.param_groups[0]["lr"], progress.loss_sum / len(data.text)
+    found, held_out = validate(args, data, training)
+    seconds = round(time.perf_counter() - began, 3)
+    entry = dict(epoch=progress.epoch + 1, train_loss=loss, lr=lr, seconds=seconds) | found
+    is_best = progress.add(entry)
+    if rank == 0:
+        if is_best:
+            record = dict(epoch=entry["epoch"], history=progress.history, held_out=held_out)
+            runs.save_model(args.run, training.predictor.state_dict(), record)
+        save(args, data, training, progress)
+        runs.log(args.run, entry)
+    print(report.epoch_row(entry, args.epochs), flush=True)
+    if found and (alarm := metrics.collapse_alarm(entry, len(data.held_out.image))):
+        print(alarm)
+
+
+def save(args, data, training, progress):
+    """Save all that --resume needs."""
+    from models import runs
+
+    names = [] if args.shards else data.names
+    runs.save_progress(args.run, training, progress, vars(args), data.digest, names)
 
 
 def train(args, typed, stop):
-    """Rows -> features -> predictor -> loss. `stop` is the list of signals that came; from the first epoch on it is looked at after
-    every step. Returns the exit code; raises ValueError or OSError with a message for the user."""
-    import torch
-
-    from models import distributed as ranks
-    from models import losses, metrics
-    from models import report as plots
-    from models import runs as checkpoint
-    from models.dataset import split_by_image
-    from models.device import choose as choose_device
-    from models.features import Features
-    from models.predictor import Predictor
+    """Rows -> features -> predictor -> loss. `stop` is the list of signals received; from the first epoch on
+    it is checked after every step. Returns the exit code; raises ValueError or OSError with a message for the
+    user."""
+    from models import distributed, runs
     from models.text import TextEncoder
     from models.vision import VisionEncoder, choose
 
     if stop:  # an import swallowed the interrupt
         raise KeyboardInterrupt
-    run, last = Path(args.run), Path(args.run, "last.pt")
-    state = checkpoint.load(last, whole=True) if args.resume and last.exists() else None
-    if args.resume and state is None:
-        print(f"--resume: {last} is not there, so this starts at epoch 1")
-    if state:
-        args = resumed(args, typed, state, last)
-    rank, world, device = ranks.start(choose_device(args.device))  # (0, 1, device) without torchrun
+    saved = runs.load_last(args.run) if args.resume else None
+    if saved:
+        typed = typed - {"vision"} if args.vision == "auto" else typed  # the run knows which tower auto chose
+        args = argparse.Namespace(**runs.resumed_flags(args.run, vars(args), typed, saved[1]["recipe"]))
+    elif args.resume:
+        print(f"--resume: {args.run} holds no run yet, so this starts at epoch 1")
+    process = distributed.start(args.device)
 
-    # data: rows -> features, once
     name, why = choose(args.vision)
-    print(f"image tower {name}: {why}" if args.vision == "auto" else f"image tower {name}")
+    print(f"image tower {name}" + (f": {why}" if args.vision == "auto" else ""))
     args.vision = name
-    vision, text = VisionEncoder(device, name), TextEncoder(device, args.text)
-    features, names, data = read(args, vision, text, rank, world)
-    (
-        vision.release(),
-        text.release(),
-        gc.collect(),
-    )  # training has no use for them; the text tower's parts refer to each other
-    source = args.shards or args.csv
-    _, val_names = split_by_image(names, args.val_fraction, args.seed)
-    is_val = torch.tensor([name in val_names for name in names])
-    train_set, val_set = features.of(~is_val), features.of(is_val)
-    val_set = Features(
-        val_set.image[:], val_set.text[:], val_set.image_of
-    )  # of shards, these rows alone are kept in memory
-    has_val = len(val_set.image) > 1
-    if not len(train_set.image):
-        raise ValueError(f"{source}: all {len(is_val)} images are held out; lower --val-fraction")
-    train_names = [name for name in names if name not in val_names]
-    processes = f", {world} processes" if world > 1 else ""
-    print(
-        f"{source}: {len(train_set.image)} images with {len(train_set.text)} captions to train on, "
-        f"{len(val_set.image)} with {len(val_set.text)} held out; {device}{processes}, seed {args.seed}"
-    )
-    image, target, image_of = train_set
-    if not args.shards:
-        image, target = image.to(device), target.to(device)
-    image_of = image_of.to(device)
-    del features, names
+    vision, text = VisionEncoder(process.device, name), TextEncoder(process.device, args.text)
+    data = load_data(args, vision, text, process)
+    towers = dict(vision=dict(name=vision.public_name, sha256=vision.sha256))
+    towers |= dict(text=dict(name=text.public_name, sha256=text.sha256))
+    del vision, text
+    gc.collect()  # the parts of the text tower refer to each other
+    held_out = f"{len(data.held_out.image)} with {len(data.held_out.text)} held out"
+    where = process.device + (f", {process.world} processes" if process.world > 1 else "")
+    counts = f"{len(data.image)} images with {len(data.text)} captions to train on, {held_out}"
+    print(f"{data.source}: {counts}; {where}, seed {args.seed}")
 
-    # model
-    torch.manual_seed(args.seed)
-    predictor = Predictor(
-        image.shape[1], target.shape[1], args.hidden, args.dropout, args.input_dropout, args.members
-    ).to(device)
-    if args.standardise:  # of shards, by 8,192 to 16,383 images: a deviation is then right to 1 %
-        predictor.standardise((image[:: max(1, len(image) // 8192)] if args.shards else image).to(device))
-    each = torch.compile(ranks.parallel(predictor)) if args.compile else ranks.parallel(predictor)
-    start = losses.LOSSES[args.loss] or (1.0, 0.0)
-    log_scale, bias = (
-        torch.tensor(v, device=device, requires_grad=True) for v in (math.log(start[0]), start[1])
-    )
-    matrices = [p for p in predictor.parameters() if p.ndim > 1]
-    others = [p for p in predictor.parameters() if p.ndim <= 1] + (
-        [log_scale, bias] if losses.LOSSES[args.loss] else []
-    )
-    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
-    optimiser = torch.optim.AdamW(groups, lr=args.lr, fused=device != "mps")
-    history, best, first_epoch, first_step, loss_sum = [], None, 1, 0, 0.0
-    towers = {
-        kind: dict(name=tower.name, sha256=tower.sha256)
-        for kind, tower in (("vision", vision), ("text", text))
-    }
-    if state:
-        for what, old, new in (("captions", state["data"], data), ("towers", state["towers"], towers)):
-            if old != new:
-                raise ValueError(f"{last}: the {what} changed since it was saved; start another --run")
-        predictor.load_state_dict(state["predictor"])
-        optimiser.load_state_dict(optimiser.state_dict() | dict(state=state["optimiser"]["state"]))
-        with torch.no_grad():
-            log_scale.fill_(state["log_scale"]), bias.fill_(state["bias"])
-        history, best, first_epoch = state["history"], state["best"], state["epoch"] + 1
-        first_step, loss_sum = state["step"], state["loss_sum"]
-    elif rank == 0:
-        checkpoint.set_aside(run)
-    save = checkpoint.save if rank == 0 else lambda state, path: None
-    if rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "log.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
-
-    model = dict(
-        config=predictor.config,
-        towers=towers,
-        recipe=vars(args),
-        data=data,
-        images=len(train_set.image),
-        captions=len(target),
-        trained_on=[] if args.shards else sorted(train_names),
-    )
-
-    def save_last(epoch, step=0):
-        """Everything --resume needs, after `step` steps of the epoch that follows `epoch` whole ones."""
-        save(
-            model
-            | dict(
-                predictor=predictor.state_dict(),
-                optimiser=optimiser.state_dict(),
-                log_scale=log_scale.item(),
-                bias=bias.item(),
-                epoch=epoch,
-                step=step,
-                loss_sum=loss_sum,
-                rng=torch.get_rng_state(),
-                history=history,
-                best=best,
-            ),
-            last,
+    training, progress = build(args, data, process.device), runs.Progress()
+    if saved:
+        runs.restore(args.run, saved, training, progress, data.digest, towers)
+    if process.rank == 0:
+        config = dict(
+            predictor=training.predictor.config, towers=towers, recipe=runs.public_recipe(vars(args))
         )
+        config |= dict(data=data.digest, images=len(data.image), captions=len(data.text))
+        if kept := runs.begin(args.run, config, progress.history, bool(saved)):
+            print(f"{args.run} held an earlier run, which is now {kept}; --resume would have continued it")
+    return run_epochs(args, data, training, progress, process, stop)
 
-    def blown_up(value, epoch, step, batch):
-        kept = f"{last} is the last good checkpoint. " if last.exists() else ""
-        files = ", ".join(sorted({train_names[i] for i in image_of[batch].tolist()}))
-        return ValueError(
-            f"loss is {value} at epoch {epoch}, step {step}. {kept}Lower --lr, or look at this batch's files: {files}"
-        )
 
-    # loop
-    chance = metrics.chance(val_set.image_of, len(val_set.image)) if has_val else None
-    print(
-        f"{'epoch':>7} {'train    held-out':>17} | image to text R@1/5/10, median | text to image R@1/5/10, median |       lr  seconds"
-    )
-    print(table_line("chance", "", chance))
-    loss_of = getattr(losses, args.loss)
-    steps = -(-len(target) // args.batch_size)
+def run_epochs(args, data, training, progress, process, stop):
+    """Train the epochs that are left. Returns the exit code."""
+    import torch
+
+    from models import distributed, metrics, report
+
+    chance = metrics.chance(data.held_out.image_of, len(data.held_out.image)) if data.has_held_out else None
+    print(report.epoch_header(chance))
+    each = distributed.parallel(training.predictor)
+    each = torch.compile(each) if args.compile else each
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
-    for epoch in range(first_epoch, args.epochs + 1):
+    stopped = False
+    while not stopped and progress.epoch < args.epochs:
         began = time.perf_counter()
-        torch.manual_seed(
-            args.seed * 1_000_003 + epoch
-        )  # all that is random in an epoch follows from the seed and its number
-        order = torch.randperm(len(target)).to(device)
-        if args.group_captions:
-            order = torch.randperm(len(image)).to(device)[image_of].argsort(stable=True)
-        batch = order[-args.batch_size :]
-        if first_step:
-            torch.set_rng_state(state["rng"])
-        predictor.train()
-        for step in range(first_step, steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
-            batch = order[step * args.batch_size : (step + 1) * args.batch_size]
-            images, which = image_of[batch].unique(
-                return_inverse=True
-            )  # an image with several captions here is predicted once
-            scale = log_scale.exp().clamp_max(losses.MAX_SCALE)
-            mine = ranks.share(len(images), rank, world)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.bf16):
-                rows = torch.cat(
-                    each(image[images[mine]], (mine.start, len(images))), dim=1
-                )  # (B / world, members * Dt)
-            predicted = ranks.gather(rows.float(), len(images)).chunk(args.members, dim=1)
-            loss = sum(loss_of(p, target[batch], which, scale, bias) for p in predicted) / args.members
-            value = loss.item()
-            if not math.isfinite(value):
-                raise blown_up(value, epoch, step + 1, batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            loss_sum += value * len(batch)
-            if ranks.any_rank(stop, device):
-                save_last(epoch - 1, step + 1)
-                print(
-                    f"stopped after step {step + 1} of {steps} in epoch {epoch}, saved. Go on: python train.py --resume --run {run}"
-                )
-                del each
-                ranks.stop()
-                return 130 if stop[:1] == [signal.SIGINT] else 0
-
-        entry = dict(epoch=epoch, train_loss=loss_sum / len(target), lr=optimiser.param_groups[0]["lr"])
-        first_step, loss_sum = 0, 0.0
-        predictor.eval()
-        with torch.no_grad():
-            value = predictor(image[image_of[batch]]).sum().item()
-            if not math.isfinite(value):  # the last step broke what no loss has shown yet
-                raise blown_up(value, epoch, steps, batch)
-            m, predicted = None, predictor(val_set.image.to(device)).cpu()
-        if has_val:
-            val_loss = 0.0
-            for b in torch.randperm(len(val_set.text), generator=torch.Generator().manual_seed(0)).split(
-                args.batch_size
-            ):
-                images, which = val_set.image_of[b].unique(return_inverse=True)
-                val_loss += loss_of(
-                    predicted[images], val_set.text[b], which, log_scale.exp().cpu(), bias.cpu()
-                ).item() * len(b)
-            found = metrics.ranks(predicted, val_set.text, val_set.image_of)
-            m = metrics.summary(*found)
-            entry |= (
-                dict(val_loss=val_loss / len(val_set.text))
-                | m
-                | metrics.spread(predicted, val_set.text, val_set.image_of)
-            )
-        entry["seconds"] = round(time.perf_counter() - began, 3)
-        history.append(entry)
-        score = [sum(v for k, v in m.items() if "recall" in k) / 6, -entry["val_loss"]] if m else [epoch]
-        if best is None or score > best["score"]:
-            best = dict(epoch=epoch, score=score)
-            held_out = (
-                dict(
-                    dataset=f"{Path(source).name}, held out",
-                    images=len(val_set.image),
-                    captions=len(val_set.text),
-                    metrics=m,
-                    interval_95=metrics.intervals(*found, val_set.image_of),
-                )
-                if m
-                else None
-            )
-            save(
-                model
-                | dict(predictor=predictor.state_dict(), epoch=epoch, history=history, held_out=held_out),
-                run / "best.pt",
-            )
-        save_last(epoch)
-        if rank == 0:
-            with open(run / "log.jsonl", "a") as log:
-                log.write(json.dumps(entry) + "\n")
-        both = f"{entry['train_loss']:8.4f} {entry.get('val_loss', math.nan):8.4f}"
+        stopped = not train_epoch(args, data, training, progress, each, process, stop)
+        if not stopped:
+            finish_epoch(args, data, training, progress, began, process.rank)
+    if stopped and process.rank == 0:
+        save(args, data, training, progress)
+    del each  # it holds on to the process group
+    distributed.stop()
+    if stopped:
+        where = f"step {progress.step} of epoch {progress.epoch + 1}"
+        print(f"stopped after {where}, saved. Continue: python train.py --resume --run {args.run}")
+        return 130 if stop[:1] == [signal.SIGINT] else 0
+    if progress.history and process.rank == 0:
+        report.curves(progress.history, chance, Path(args.run, "curves.png"))
+        chosen = "" if data.has_held_out else ", the last: no image was held out to choose by"
         print(
-            table_line(f"{epoch}/{args.epochs}", both, m, f"{entry['lr']:8.2g} {entry['seconds']:8.2f}"),
-            flush=True,
-        )
-        if m and (alarm := metrics.collapse_alarm(entry, len(predicted))):
-            print(alarm)
-    del each  # before the processes part: it holds on to the group
-    ranks.stop()
-    if history and rank == 0:
-        plots.curves(history, chance, run / "curves.png")
-        kept = f"best.pt is epoch {best['epoch']}" + (
-            "" if has_val else ", the last: no image was held out to choose by"
-        )
-        print(
-            f"{run}: {kept}; log.jsonl and curves.png beside it. Ask it something: python eval.py --run {run}"
+            f"{args.run}: the model is that of epoch {progress.best['epoch']}{chosen}. Try it: python eval.py --run {args.run}"
         )
     return 0
 
 
 def main(argv=None):
-    """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved); argparse itself exits with 2 on wrong usage."""
-    args, typed = parse(argv)
+    """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved); argparse exits with 2 on
+    wrong usage."""
+    from models import script
+
     stop = []
 
     def interrupt(number, frame):
         stop.append(number)
         raise KeyboardInterrupt
 
+    def work():
+        args, typed = parse(argv)
+
+        from models import runs
+
+        is_first = not int(os.environ.get("RANK", 0))  # rank 0 alone prints and saves
+        with runs.hold(args.run) if is_first else redirect_stdout(None):
+            return train(args, typed, stop)
+
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        from models import runs as checkpoint
-
-        for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
-            if args[name] < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {args[name]}; give 1 or more")
-        with (
-            redirect_stdout(None) if int(os.environ.get("RANK", 0)) else checkpoint.alone(args["run"])
-        ):  # rank 0 alone prints and saves
-            return train(argparse.Namespace(**args), typed, stop)
-    except (OSError, ValueError) as error:
-        where = (
-            f", writing in {args['run']}"
-            if isinstance(error, OSError) and error.errno and not error.filename
-            else ""
-        )
-        print(f"train.py: {error}{where}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-        print(
-            f"train.py: {error}\ntrain.py: lower --encode-batch if it was encoding, --batch-size if it was training",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\ntrain.py: stopped; what was encoded is kept, so the same line goes on from there",
-            file=sys.stderr,
-        )
-        return 0 if stop[:1] == [signal.SIGTERM] else 130
+        code = script.run("train.py", work)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if code == 130 and stop:
+        print(
+            "train.py: stopped; what is encoded is kept, so the same command continues from there",
+            file=sys.stderr,
+        )
+    return 0 if stop[:1] == [signal.SIGTERM] else code
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     decoder.save("runs/default/decoder")
     Decoder.load("runs/default/decoder").write(model.encode_image("photo.jpg"))   # ["a dog runs on the beach"]
 
-The Y-decoder of VL-JEPA (Chen et al., arXiv 2512.10942), trained as DeCap is (Li et al., ICLR 2023): what it reads is never an
-embedding itself but that embedding's projection onto the captions it remembers, where predicted and true embeddings look alike;
-in training with noise on it first (as in CapDec, Nukrai et al., EMNLP 2022).
-"""
+The Y-decoder of VL-JEPA (Chen et al., arXiv 2512.10942), trained as DeCap is (Li et al., ICLR 2023): what it
+reads is never an embedding itself but that embedding's projection onto the captions it remembers, where
+predicted and true embeddings look alike; in training with noise on it first (as in CapDec, Nukrai et al.,
+EMNLP 2022)."""
 
 import hashlib
 import json
@@ -40,8 +40,8 @@ NEEDED = (
 
 
 class Decoder(nn.Module):
-    """Made by `Decoder.build` or `Decoder.load`. `config` is what config.json holds, `memory` (M, Dt) float32 the embeddings of
-    the captions it was trained on, rounded to float16, which is how they are kept."""
+    """Made by `Decoder.build` or `Decoder.load`. `config` is what config.json holds, `memory` (M, Dt) float32
+    the embeddings of the captions it was trained on, rounded to float16, which is how they are kept."""
 
     def __init__(self, tokenizer, memory, config):
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -82,10 +82,11 @@ class Decoder(nn.Module):
         temperature=0.03,
         noise=2.0,
     ):
-        """An untrained decoder for M captions and their embeddings (M, Dt). `text_sha256` names the text tower they come from.
-        The vocabulary is learnt here; weights are drawn from torch's global generator. `temperature` is in cosine, `noise` the
-        largest norm of what `fit` adds to an embedding, whose own is 1; both were chosen on 593 held-out images of Flickr8k's
-        training split (CIDEr-D 52.5, 53.5, 51.3, 51.0 at 0.02, 0.03, 0.04, 0.05; 52.6 with noise up to 1.5, 53.5 up to 2)."""
+        """An untrained decoder for M captions and their embeddings (M, Dt). `text_sha256` names the text
+        tower they come from. The vocabulary is learnt here; weights are drawn from torch's global generator.
+        `temperature` is in cosine, `noise` the largest norm of what `fit` adds to an embedding, whose own is
+        1; both were chosen on 593 held-out images of Flickr8k's training split (CIDEr-D 52.5, 53.5, 51.3,
+        51.0 at 0.02, 0.03, 0.04, 0.05; 52.6 with noise up to 1.5, 53.5 up to 2)."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if len(captions) != len(embeddings) or len(captions) < 2:
@@ -126,12 +127,14 @@ class Decoder(nn.Module):
         )
 
     def project(self, embeddings):
-        """(B, Dt) -> (B, Dt) unit rows: the mean of the remembered embeddings, weighted by softmax(cosine / temperature)."""
+        """(B, Dt) -> (B, Dt) unit rows: the mean of the remembered embeddings, weighted by softmax(cosine /
+        temperature)."""
         scores = F.normalize(embeddings, dim=-1) @ self.memory.T / self.config["temperature"]  # (B, M)
         return F.normalize(scores.softmax(-1) @ self.memory, dim=-1)
 
     def forward(self, projected, tokens):
-        """Mean cross-entropy of tokens (B, T) int64 (-100: padding at the end), given what stands for their captions (B, Dt)."""
+        """Mean cross-entropy of tokens (B, T) int64 (-100: padding at the end), given what stands for their
+        captions (B, Dt)."""
         read = torch.cat(
             [self.prefix(projected)[:, None], self.network.transformer.wte(tokens[:, :-1].clamp_min(0))], 1
         )  # (B, T, W)
@@ -140,9 +143,10 @@ class Decoder(nn.Module):
         return F.cross_entropy(self.network.lm_head(hidden[real]), tokens[real])
 
     def fit(self, captions, epochs=6, batch_size=64, lr=1.5e-3, weight_decay=0.1, least_steps=300):
-        """Train on the captions it was built from, which stand in its memory in this order; a small collection is passed over
-        until `least_steps` are done. Yields (steps in all, loss) after each step. Randomness comes from torch's global generator:
-        on a CPU the same seed gives the same weights. ValueError when the loss is no longer finite."""
+        """Train on the captions it was built from, which stand in its memory in this order; a small
+        collection is passed over until `least_steps` are done. Yields (steps in all, loss) after each step.
+        Randomness comes from torch's global generator: on a CPU the same seed gives the same weights.
+        ValueError when the loss is no longer finite."""
         device, count = self.memory.device, len(captions)
         if count != len(self.memory):
             raise ValueError(
@@ -173,7 +177,8 @@ class Decoder(nn.Module):
                 [tokens[i] for i in batch.tolist()], batch_first=True, padding_value=-100
             ).to(device)
             batch = batch.to(device)
-            # A predictor errs towards other captions, not in any direction: the noise is a random mixture of captions.
+            # A predictor errs towards other captions, not in any direction: the noise is a random mixture of
+            # captions.
             others = centred[torch.randint(count, (256,), device=device)]
             mixture = (
                 torch.randn(len(batch), 256, device=device) @ others / 16
@@ -214,7 +219,8 @@ class Decoder(nn.Module):
         return captions
 
     def save(self, folder):
-        """Write config.json, model.safetensors and tokenizer.json. The folder is made beside its place and moved there whole."""
+        """Write config.json, model.safetensors and tokenizer.json. The folder is made beside its place and
+        moved there whole."""
         from safetensors.torch import save
 
         folder = Path(folder)
@@ -239,8 +245,8 @@ class Decoder(nn.Module):
 
     @classmethod
     def load(cls, folder, device="cpu", text_sha256=None):
-        """The decoder that `save` wrote. FileNotFoundError when there is none; ValueError when a file is damaged or foreign, or
-        when it reads another text tower than the one of SHA-256 `text_sha256`."""
+        """The decoder that `save` wrote. FileNotFoundError when there is none; ValueError when a file is
+        damaged or foreign, or when it reads another text tower than the one of SHA-256 `text_sha256`."""
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
@@ -263,7 +269,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"{folder}: not a decoder of this project's apps.decode (no format {FORMAT!r} in its config.json)"
             )
-        # Checked before anything is parsed: files of two savings don't mix, and a flipped bit does not become a word.
+        # Checked before anything is parsed: files of two savings don't mix, and a flipped bit does not become
+        # a word.
         for name in FILES:
             found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             if found != config["sha256"].get(name):
@@ -282,7 +289,8 @@ class Decoder(nn.Module):
 
 
 def batches_by_length(lengths, batch_size):
-    """One epoch's random batches (indices, int64) of items of alike length: each run of 50 batches is sorted, so little is padding."""
+    """One epoch's random batches (indices, int64) of items of alike length: each run of 50 batches is sorted,
+    so little is padding."""
     order = torch.randperm(len(lengths))
     lengths = torch.tensor(lengths)
     runs = [run[lengths[run].argsort(stable=True)] for run in order.split(50 * batch_size)]

@@ -1,47 +1,81 @@
-"""Several processes that train one predictor, as torchrun starts them: each predicts its share of a batch, the loss sees all of it.
+"""Devices, and several processes that train one predictor as torchrun starts them.
 
-    rank, world, device = start("cpu")               # (0, 1, "cpu") without torchrun
+    process = start("auto")                          # Process(rank=0, world=1, device="cpu") without torchrun
     each = parallel(predictor)                       # averages the gradients of all ranks
-    rows = each(image[mine], (mine.start, n))        # list of (B, D), mine = share(n, rank, world)
-    everyone = gather(torch.cat(rows, 1), n)         # (n, D): own rows with their gradient, the others' without
+    rows = each(image[mine], (mine.start, n))        # mine = process.share(n)
+    everyone = gather(rows, n)                       # (n, D): own rows with their gradient, the others' without
 
-Every rank computes the same loss, so its gradient reaches the parameters once through each row, on the rank that predicted it:
-N processes take the step that one takes.
-"""
+Each rank predicts its share of a batch, and every rank computes the loss of the whole batch. A gradient
+therefore reaches the parameters once through each row, on the rank that predicted it: N processes take the
+step that one takes."""
 
 import os
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
-def start(device):
-    """(rank, world, device). Joins the other processes when torchrun started this one: NCCL on CUDA, where each takes the GPU of its
-    local rank, Gloo elsewhere."""
+class Process(NamedTuple):
+    rank: int
+    world: int  # number of processes
+    device: str
+
+    def share(self, n):
+        """The slice of n things that is this rank's. All slices together are range(n), in order."""
+        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def share_of(self, rank, n):
+        """The slice of another rank."""
+        return self._replace(rank=rank).share(n)
+
+
+def choose_device(name="auto"):
+    """The name of a torch device: for "auto" cuda where there is one, else mps, else cpu; any other name as
+    it is. ValueError for a device that is not usable here. CUDA and MPS were never there to run this on."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(
+            f"--device {name}: not usable here ({str(error).splitlines()[0]}); take auto or cpu"
+        ) from None
+    return name
+
+
+def start(device="auto"):
+    """The Process this is. Joins the others when torchrun started this one: NCCL on CUDA, where each takes
+    the GPU of its local rank, Gloo elsewhere."""
+    device = choose_device(device)
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return 0, 1, device
+        return Process(0, 1, device)
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    else:
+        limit_threads()
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=timedelta(days=1)
-    )  # ranks may end their share of the encoding hours apart
-    return dist.get_rank(), dist.get_world_size(), device
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # ranks may finish encoding hours apart
+    return Process(dist.get_rank(), dist.get_world_size(), device)
+
+
+def limit_threads():
+    """Share the cores among the processes on this machine, unless OMP_NUM_THREADS says otherwise. Two
+    processes of two threads each on two cores slow each other down ten times: OpenMP threads spin while they
+    wait."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
 
 
 def stop():
-    """Leave the other processes. Not after an error: torchrun ends the others then."""
+    """Leave the other processes. Not after an error: torchrun then ends the others."""
     if dist.is_initialized():
         dist.barrier()  # no rank leaves while another is still in a collective
         dist.destroy_process_group()
-
-
-def share(n, rank, world):
-    """The slice of n things that is this rank's; all slices together are range(n), in order."""
-    return slice(n * rank // world, n * (rank + 1) // world)
 
 
 class Each(nn.Module):
@@ -51,35 +85,36 @@ class Each(nn.Module):
         super().__init__()
         self.predictor = predictor
 
-    def forward(self, image_features, rows=None):
-        return self.predictor.each(image_features, rows)
+    def forward(self, image, rows=None):
+        return torch.cat(self.predictor.each(image, rows=rows), dim=1)  # (B, members * Dt)
 
 
 def parallel(predictor):
-    """`predictor.each` whose backward pass averages the gradients of all ranks."""
+    """A module that gives `predictor.each(image, rows)` side by side, (B, members * Dt), and whose backward
+    pass averages the gradients of all ranks."""
     each = Each(predictor)
     return nn.parallel.DistributedDataParallel(each) if dist.is_initialized() else each
 
 
 def gather(rows, n):
-    """(n, D): the rows (B, D) of every rank in the order of `share`. The gradient of its own rows is scaled by the number of
-    ranks, since `parallel` divides by it."""
+    """(n, D): the rows (B, D) of every rank in the order of `Process.share`. The gradient of its own rows is
+    scaled by the number of ranks, since `parallel` divides by it."""
     if not dist.is_initialized():
         return rows
-    rank, world = dist.get_rank(), dist.get_world_size()
-    padded = rows.new_zeros(-(-n // world), rows.shape[1])
+    process = Process(dist.get_rank(), dist.get_world_size(), str(rows.device))
+    padded = rows.new_zeros(-(-n // process.world), rows.shape[1])
     padded[: len(rows)] = rows.detach()
-    everyone = [torch.empty_like(padded) for _ in range(world)]
+    everyone = [torch.empty_like(padded) for _ in range(process.world)]
     dist.all_gather(everyone, padded)
-    everyone = [found[: len(range(n)[share(n, r, world)])] for r, found in enumerate(everyone)]
+    everyone = [found[: len(range(n)[process.share_of(rank, n)])] for rank, found in enumerate(everyone)]
     if rows.requires_grad:
-        rows.register_hook(lambda grad: grad * world)
-    everyone[rank] = rows
+        rows.register_hook(lambda grad: grad * process.world)
+    everyone[process.rank] = rows
     return torch.cat(everyone)
 
 
 def wait():
-    """Until every rank is here."""
+    """Wait until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
 

@@ -7,6 +7,7 @@ with replacing("runs/default/log.jsonl") as new:
 """
 
 import hashlib
+import json
 import os
 import time
 from contextlib import contextmanager
@@ -34,9 +35,8 @@ def times_of(stat):
 def stamp(path_or_stat):
     """Text that changes whenever the file does, so that equal stamps mean equal content.
 
-    Within 2 s (the clock tick of FAT) a file can change again and keep its times. The stamp of a file that young, or of
-    one from the future, is therefore unique: it equals no later stamp.
-    """
+    Within 2 s (the clock tick of FAT) a file can change again and keep its times. The stamp of a file that
+    young, or of one from the future, is therefore unique: it equals no later stamp."""
     stat = path_or_stat if isinstance(path_or_stat, os.stat_result) else os.stat(path_or_stat)
     now = time.time_ns()
     young = now - max(stat.st_mtime_ns, stat.st_ctime_ns) < 2e9
@@ -45,8 +45,9 @@ def stamp(path_or_stat):
 
 @contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path` to write to. When the block ends, the file is flushed to the disk and takes the
-    name in one step, so a reader sees the old file or the new one and never a part. An error leaves the old file alone.
+    """Yield a temporary path beside `path` to write to. When the block ends, the file is flushed to the disk
+    and takes the name in one step, so a reader sees the old file or the new one and never a part. An error
+    leaves the old file alone.
 
     Raises OSError naming `path` when it cannot be written."""
     path = Path(path)
@@ -67,7 +68,8 @@ def replacing(path):
 
 
 def clear_leftovers(folder, name="*", older_than=0):
-    """Delete what a killed process left half written in `folder`: temporary files of `name`, at least `older_than` seconds old."""
+    """Delete what a killed process left half written in `folder`: temporary files of `name`, at least
+    `older_than` seconds old."""
     pattern = name if name == "*" else escape(name)
     for leftover in Path(folder).glob(f".{pattern}.*.tmp"):
         if time.time() - leftover.stat().st_mtime >= older_than:
@@ -75,5 +77,18 @@ def clear_leftovers(folder, name="*", older_than=0):
 
 
 def printable(text):
-    """`text` fit for a terminal: control characters and bytes that are not UTF-8 come out as \\x1b and \\udcff."""
+    """`text` fit for a terminal: control characters and bytes that are not UTF-8 come out as \\x1b and
+    \\udcff."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def packed(texts):
+    """A list of str as a uint8 tensor of JSON, which a safetensors file can hold."""
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+
+
+def unpacked(tensor):
+    """The list of str in a tensor of `packed`."""
+    return json.loads(bytes(tensor.numpy()))

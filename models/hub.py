@@ -1,4 +1,5 @@
-"""Where weights come from: a package, the Hugging Face cache, or the Hugging Face hub. Nothing that is found is executed."""
+"""Where weights come from: a package, the Hugging Face cache, or the Hugging Face hub. Nothing that is found
+is executed."""
 
 import socket
 from importlib.util import find_spec
@@ -7,7 +8,8 @@ from urllib.parse import urlsplit
 
 
 def packaged(inside):
-    """The path of 'package/file/in/it' when that package is installed, else None. The package is located, never imported."""
+    """The path of 'package/file/in/it' when that package is installed, else None. The package is located,
+    never imported."""
     package, _, rest = inside.partition("/")
     found = find_spec(package)
     return Path(found.submodule_search_locations[0], rest) if found else None
@@ -65,8 +67,8 @@ def fetch_file(repo, names):
 
 
 def fetch_folder(repo, ignore=()):
-    """The folder of `repo`, from the cache or else from the hub, without the files that match a pattern of `ignore`.
-    FileNotFoundError when it is in neither, or when the hub does not answer."""
+    """The folder of `repo`, from the cache or else from the hub, without the files that match a pattern of
+    `ignore`. FileNotFoundError when it is in neither, or when the hub does not answer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -24,9 +24,9 @@ def cosine(predicted, text, image_of, scale=None, bias=None):
 
 
 def info_nce(predicted, text, image_of, scale, bias=None):
-    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image among N. An image's right captions
-    are each set against the captions of other images alone, -log(e^s+ / (e^s+ + sum e^s-)), and averaged. With one caption
-    an image this is CLIP's loss."""
+    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image among N. An image's
+    right captions are each set against the captions of other images alone, -log(e^s+ / (e^s+ + sum e^s-)),
+    and averaged. With one caption an image this is CLIP's loss."""
     logits = scale * predicted @ text.T  # (N, M)
     caption = torch.arange(len(text), device=text.device)
     true = logits[image_of, caption]  # (M,)
@@ -42,7 +42,8 @@ def info_nce(predicted, text, image_of, scale, bias=None):
 
 
 def sigmoid(predicted, text, image_of, scale, bias):
-    """Every (image, caption) pair of the batch is its own yes-or-no question; summed over pairs, divided by M."""
+    """Every (image, caption) pair of the batch is its own yes-or-no question; summed over pairs, divided by
+    M."""
     logits = scale * predicted @ text.T + bias  # (N, M)
     caption = torch.arange(len(text), device=text.device)
     true = logits[image_of, caption]

@@ -1,8 +1,8 @@
 """How good predicted embeddings are. Pure functions of tensors.
 
-R@k here is the literature's (and CLIP_benchmark's): the hit rate, the share of queries with a true item among their first
-k. A tie counts against the true item, so a model that says the same of every image scores nothing, and scores have to be
-finite.
+R@k here is the literature's (and CLIP_benchmark's): the hit rate, the share of queries with a true item among
+their first k. A tie counts against the true item, so a model that says the same of every image scores
+nothing, and scores have to be finite.
 
     predicted (N, D)   one unit row an image        text (M, D)   one unit row a caption
     image_of  (M,)     the image a caption describes
@@ -15,11 +15,12 @@ TIE = 1e-6  # cosines this near are equal: float32 matrix products of equal rows
 
 
 def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperature=0.05, chunk=1024):
-    """(text_to_image (M,), image_to_text (N,)) int64: how many wrong items score at least as high as the true one (for
-    an image, its best caption); 0 is a hit at 1. Memory: `chunk` queries at a time.
+    """(text_to_image (M,), image_to_text (N,)) int64: how many wrong items score at least as high as the true
+    one (for an image, its best caption); 0 is a hit at 1. Memory: `chunk` queries at a time.
 
-    With banks (rows of images / captions from elsewhere, the training set's, say) scores are hub-corrected by inverted
-    softmax (Smith et al. 2017; QB-Norm, CVPR 2022): an item that is near to every bank query is marked down."""
+    With banks (rows of images / captions from elsewhere, the training set's, say) scores are hub-corrected by
+    inverted softmax (Smith et al. 2017; QB-Norm, CVPR 2022): an item that is near to every bank query is
+    marked down."""
     for name, rows in (
         ("predicted", predicted),
         ("text", text),
@@ -64,7 +65,8 @@ def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperatur
 
 
 def retrieval(predicted, text, image_of, **banks):
-    """CLIP_benchmark's keys, as fractions, beside median ranks (1 is best): image_retrieval is text to image."""
+    """CLIP_benchmark's keys, as fractions, beside median ranks (1 is best): image_retrieval is text to
+    image."""
     to_image, to_text = ranks(predicted, text, image_of, **banks)
     return summary(to_image, to_text)
 
@@ -124,10 +126,11 @@ def interval(hits, trials, seed=0):
 
 
 def bootstrap(per_image, statistic, seed=0, draws=1000):
-    """(low, high): the 95 % interval of a statistic over images drawn with replacement (Efron's percentile bootstrap).
+    """(low, high): the 95 % interval of a statistic over images drawn with replacement (Efron's percentile
+    bootstrap).
 
-    per_image (N, F) float64 holds what each image adds to F totals; `statistic` maps totals (draws, F) to (draws,). Images are
-    drawn rather than captions, since the captions of one image are not independent."""
+    per_image (N, F) float64 holds what each image adds to F totals; `statistic` maps totals (draws, F) to
+    (draws,). Images are drawn rather than captions, since the captions of one image are not independent."""
     n = len(per_image)
     generator = torch.Generator().manual_seed(seed)
     totals = []
@@ -143,8 +146,9 @@ def bootstrap(per_image, statistic, seed=0, draws=1000):
 
 
 def classification(scores, truth):
-    """scores (N, C), truth (N,) int64 -> ({acc1, acc5, mean_per_class_recall}, confusion (C, C) counts, row the truth).
-    A tie counts against the true class here too; the predicted class of the confusion matrix is then the tied wrong one."""
+    """scores (N, C), truth (N,) int64 -> ({acc1, acc5, mean_per_class_recall}, confusion (C, C) counts, row
+    the truth). A tie counts against the true class here too; the predicted class of the confusion matrix is
+    then the tied wrong one."""
     if not torch.isfinite(scores).all():
         raise ValueError("scores hold non-finite numbers; an accuracy made of them would mean nothing")
     c = scores.shape[1]
@@ -162,8 +166,9 @@ def classification(scores, truth):
 
 
 def spread(predicted, text, image_of):
-    """The collapse alarm: effective rank of the predictions (Roy and Vetterli 2007: exp of the entropy of the centred
-    singular values; 1 means they lie on a line, D at most), and mean cosine of matched and mismatched pairs."""
+    """The collapse alarm: effective rank of the predictions (Roy and Vetterli 2007: exp of the entropy of the
+    centred singular values; 1 means they lie on a line, D at most), and mean cosine of matched and mismatched
+    pairs."""
     centred = predicted.double() - predicted.double().mean(0)
     square = (
         centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
@@ -180,8 +185,9 @@ def spread(predicted, text, image_of):
 
 
 def collapse_alarm(found, images):
-    """A sentence when what `spread` found means that predictions are nearly alike for all images, else None. The limits are
-    far from any healthy run (effective ranks of 72 to 164 and margins of 0.33 to 0.40 were seen) and are crossed by a constant output."""
+    """A sentence when what `spread` found means that predictions are nearly alike for all images, else None.
+    The limits are far from any healthy run (effective ranks of 72 to 164 and margins of 0.33 to 0.40 were
+    seen) and are crossed by a constant output."""
     if found["effective_rank"] >= min(4, (images - 1) / 2) and found["matched"] - found["mismatched"] >= 0.01:
         return None
     return (

@@ -1,13 +1,14 @@
-"""Fast layers for CPUs, from the private oneDNN operators of torch that torch.compile emits. This is the only file that touches them.
+"""Fast layers for CPUs, from the private oneDNN operators of torch that torch.compile emits. This is the only
+file that touches them.
 
     weight = pack(weight, rows=4096)              # once: in the order the kernels read it
     y = linear(x, weight, bias, after="gelu")     # (..., in) -> (..., out), the activation fused into the product
     y = linear_add(x, weight, bias, residual)
     y = conv2d(x, weight, bias, stride=2, relu6=True)
 
-Each operator is probed once per dtype against torch's public layer. Where it is missing, changed or wrong, the public layer runs
-instead, which is said once through `logging`. docs/kernels.md has what each kernel gains, on AVX-512 and on AVX2.
-"""
+Each operator is probed once per dtype against torch's public layer. Where it is missing, changed or wrong,
+the public layer runs instead, which is said once through `logging`. docs/kernels.md has what each kernel
+gains, on AVX-512 and on AVX2."""
 
 import logging
 from functools import cache
@@ -20,8 +21,8 @@ ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "swish": F.silu}
 
 
 def usable(x):
-    """Whether tensors like `x` can go through oneDNN at all: on a CPU, with a torch that was built with it, outside autocast and
-    torch.compile, which choose kernels themselves."""
+    """Whether tensors like `x` can go through oneDNN at all: on a CPU, with a torch that was built with it,
+    outside autocast and torch.compile, which choose kernels themselves."""
     return (
         x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
@@ -31,7 +32,8 @@ def usable(x):
 
 
 def linear(x, weight, bias=None, after="none"):
-    """F.linear, then "none", "gelu" (the exact one) or "swish". x (..., in), weight (out, in) as it is or from `pack`."""
+    """F.linear, then "none", "gelu" (the exact one) or "swish". x (..., in), weight (out, in) as it is or
+    from `pack`."""
     if usable(x) and works("linear", x.dtype):
         return _linear(x, weight, bias, after)
     return ACTIVATIONS[after](F.linear(x, weight, bias))
@@ -45,15 +47,17 @@ def linear_add(x, weight, bias, other):
 
 
 def pack(weight, rows):
-    """`weight` (out, in) in the order the kernels of `linear` and `linear_add` read it fastest for about `rows` rows of input. What
-    comes back is for these two functions alone; where an operator is missing it is `weight` itself."""
+    """`weight` (out, in) in the order the kernels of `linear` and `linear_add` read it fastest for about
+    `rows` rows of input. What comes back is for these two functions alone; where an operator is missing it is
+    `weight` itself."""
     if usable(weight) and all(works(name, weight.dtype) for name in ("linear", "linear_add", "pack")):
         return _pack(weight, rows)
     return weight
 
 
 def conv2d(x, weight, bias, stride=1, padding=0, groups=1, relu6=False):
-    """F.conv2d, then ReLU6 where asked for. x (B, C, H, W), weight (C', C / groups, k, k); channels_last is fastest."""
+    """F.conv2d, then ReLU6 where asked for. x (B, C, H, W), weight (C', C / groups, k, k); channels_last is
+    fastest."""
     if usable(x) and not x.requires_grad and works("conv2d", x.dtype):
         return _conv2d(x, weight, bias, stride, padding, groups, relu6)
     x = F.conv2d(x, weight, bias, stride, padding, groups=groups)
@@ -62,7 +66,8 @@ def conv2d(x, weight, bias, stride=1, padding=0, groups=1, relu6=False):
 
 @cache
 def works(name, dtype=torch.float32):
-    """Whether an operator is there and agrees with the public layer on a small input of this dtype. Probed once; a failure is logged."""
+    """Whether an operator is there and agrees with the public layer on a small input of this dtype. Probed
+    once; a failure is logged."""
     try:
         with torch.no_grad():
             found, expected = PROBES[name](dtype)

@@ -4,8 +4,7 @@
     model.encode_image(["a.jpg", image])          # (B, Dt) float32 unit rows, from ONNX Runtime: no image network of torch is built
     model.encode_text(["a dog on a beach"])       # (M, Dt) float32 unit rows
 
-The file is made by `python -m apps.export` and says itself how an image becomes pixels.
-"""
+The file is made by `python -m apps.export` and says itself how an image becomes pixels."""
 
 import hashlib
 import json
@@ -25,14 +24,16 @@ LARGEST = 2**31 - 1  # bytes of a protobuf message: what one file can hold
 
 
 class Exported:
-    """VLJEPA's verbs over an ONNX file. `vision` stands where a VisionEncoder would, `state` is what `apps.export` kept of the checkpoint:
-    towers, configuration and recipe, and neither paths nor the names of the training images."""
+    """VLJEPA's verbs over an ONNX file. `vision` stands where a VisionEncoder would, `state` is what
+    `apps.export` kept of the checkpoint: towers, configuration and recipe, and neither paths nor the names of
+    the training images."""
 
     encode_image, encode_text, classify = VLJEPA.encode_image, VLJEPA.encode_text, VLJEPA.classify
 
     def __init__(self, path, device="cpu"):
-        """FileNotFoundError when there is no such file; ValueError when it is damaged, foreign, keeps its weights in other files, or
-        was made with another text tower than the one here. `device` is the text tower's; ONNX Runtime stays on the CPU."""
+        """FileNotFoundError when there is no such file; ValueError when it is damaged, foreign, keeps its
+        weights in other files, or was made with another text tower than the one here. `device` is the text
+        tower's; ONNX Runtime stays on the CPU."""
         session, preprocess, self.state = read(path)
         self.vision = ExportedTower(path, session, preprocess, self.state["towers"]["vision"]["name"])
         made_with = self.state["towers"]["text"]
@@ -49,7 +50,8 @@ class Exported:
 
 
 class ExportedTower:
-    """What `encode_archive` asks of a tower (`.name`, `.key`, `.preprocess`, `.encode`), with the predictor behind it."""
+    """What `encode_archive` asks of a tower (`.name`, `.key`, `.preprocess`, `.encode`), with the predictor
+    behind it."""
 
     parts = ()
 
@@ -66,8 +68,8 @@ class ExportedTower:
     def encode(self, images):
         """(B, 3, S, S), or (B, P) for joined towers, float32 -> (B, Dt) float32 unit rows on the CPU.
 
-        One image at a time: the scales of dynamic int8 are taken over the whole input, so that an image's row would change with
-        its neighbours."""
+        One image at a time: the scales of dynamic int8 are taken over the whole input, so that an image's row
+        would change with its neighbours."""
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
         try:
@@ -89,8 +91,8 @@ class ExportedTower:
 
 
 def read(path):
-    """(session, preprocess, state) of a file of `apps.export`. Nothing outside the file is read, and nothing in it is run before its
-    format was found to be this project's."""
+    """(session, preprocess, state) of a file of `apps.export`. Nothing outside the file is read, and nothing
+    in it is run before its format was found to be this project's."""
     import onnxruntime
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
@@ -161,7 +163,8 @@ def read(path):
 
 
 def _tensors(message):
-    """Every TensorProto inside a protobuf message, however deep: initializers, attributes, subgraphs, functions."""
+    """Every TensorProto inside a protobuf message, however deep: initializers, attributes, subgraphs,
+    functions."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue

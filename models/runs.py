@@ -1,47 +1,65 @@
-"""A trained predictor on disk: plain tensors and values, written whole or not at all, and a run folder for one process alone.
+"""A run folder, which is also a model folder.
 
-with alone("runs/default"):
-    save(dict(predictor=..., ...), "runs/default/last.pt")
-state = load("runs/default/last.pt")
-"""
+    model.safetensors   the predictor of the best epoch; its header holds the record: epoch, history, held-out results
+    config.json         what does not change with the weights: towers, the predictor's sizes, public flags, digest of the data
+    log.jsonl           one line per epoch
+    curves.png
+    private/            last.safetensors: all that --resume needs, with local paths and the names of the training images
 
-import math
+The first two are what `VLJEPA.from_pretrained` reads and `save_pretrained` writes. Whatever changes with the
+weights is in one file with them, so a killed run never mixes two epochs. Every file is written whole or not
+at all, and nothing in one is executed."""
+
+import json
 import os
-import pickle
-import shutil
-import zipfile
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-FORMAT = "vl-jepa 1"
-NEEDED = dict(predictor=dict, config=dict, towers=dict, recipe=dict, epoch=int)
+from models.files import clear_leftovers, packed, replacing, unpacked
+
+FORMAT = "vl-jepa 2"
+WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
+LAST = Path("private", "last.safetensors")
+NEEDED = dict(predictor=dict, towers=dict, recipe=dict, data=str, images=int, captions=int)  # of config.json
+# Flags of train.py that say where or how fast, not what: they stay out of the public files.
+LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet", "resume", "shard_features")
+
+
+# Flags that --resume lets change; the others are those of the run.
+FREE = set(
+    "resume epochs device cache workers encode_batch quiet run images csv shards shard_features bf16 compile".split()
+)
 
 
 @contextmanager
-def alone(run):
-    """Hold the run folder for this process, and clear what a killed one left half written there. OSError names the process
-    that holds it already. The operating system lets go of the lock when its process ends, however it ends."""
+def hold(run):
+    """Hold the run folder for this process, and clear what a killed one left half written there. OSError
+    names the process that holds it already. The operating system releases the lock when its process ends,
+    however it ends."""
     from filelock import FileLock, Timeout
 
     run = Path(run).resolve()
     run.parent.mkdir(parents=True, exist_ok=True)
-    path = run.parent / f".{run.name}.lock"  # beside the folder, which may be moved aside
+    path = run.parent / f".{run.name}.lock"  # beside the folder, which may be moved
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         holder = path.read_bytes()[1:].decode(errors="replace").strip() if os.name == "posix" else "unknown"
         raise OSError(
-            f"{run}: another train.py is at work on it (process {holder}); wait for it, or give another --run"
+            f"{run}: process {holder} is training there; wait for it, or give another --run"
         ) from None
     try:
         with open(path, "r+b", buffering=0) as file:
             file.seek(1)  # Windows locks the first byte
             file.write(f"{os.getpid():>20}\n".encode())
-        for leftover in run.glob(".*.pt.*.tmp"):
-            leftover.unlink()
+        for folder in (run, run / LAST.parent):
+            clear_leftovers(folder)
         yield
     finally:
         with suppress(PermissionError):  # Windows deletes no open file
@@ -49,181 +67,287 @@ def alone(run):
         lock.release()
 
 
-def save(state, path):
-    """Write a dict of tensors and plain values. A reader sees the old file or the new one, never a part: the bytes go to a
-    temporary file beside it, are flushed to the disk, and take its name in one step. OSError names the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT} | state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what torch's writer makes of a full disk
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"{path}: can't be saved ({reason}); what stood there before is whole") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def set_aside(run):
-    """Move a finished or stopped run to RUN.previous, where it takes the place of the one before. ValueError when either folder is
-    no run of train.py: what stands there may be the only copy."""
-    run, previous = Path(run), Path(f"{run}.previous")
-    for folder in (run, previous):
-        if folder.exists() and any(folder.iterdir()) and not (folder / "log.jsonl").exists():
-            raise ValueError(
-                f"{folder} holds files and no log.jsonl, so it is no run of train.py; name another folder with --run"
-            )
-    if not (
-        run / "last.pt"
-    ).exists():  # stopped before it saved anything: what stands in .previous is worth more
-        return
-    if previous.exists():
-        for path in sorted(
-            previous.iterdir(), key=lambda path: path.name == "log.jsonl"
-        ):  # last: killed here, it still is a run
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        previous.rmdir()
-    os.replace(run, previous)
-    print(f"{run} held an earlier run: moved to {previous} (--resume would have gone on with it)")
+    """Move an earlier run to RUN.1, RUN.2, ... (the first that is free) and return that folder; None when
+    there is nothing to keep. No run is ever deleted. ValueError when the folder holds files and is no run of
+    train.py."""
+    run = Path(run)
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    if not (run / LOG).exists():
+        old = any((run / name).exists() for name in ("best.pt", "last.pt"))
+        raise ValueError(
+            _old(run)
+            if old
+            else f"{run} holds files and no {LOG}, so it is no run of train.py; name another --run"
+        )
+    if not (run / LAST).exists() and not (run / WEIGHTS).exists():  # stopped before it saved anything
+        return None
+    number = 1
+    while (kept := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    os.replace(run, kept)
+    return kept
 
 
-def load(path, device="cpu", whole=False):
-    """The dict that `save` wrote. Nothing in the file is executed (`weights_only=True`) and nothing larger than the file is
-    made of it. `whole` asks for all that resuming needs. FileNotFoundError when there is none, ValueError when it is damaged,
-    foreign, or holds non-finite parameters."""
-    path = Path(path)
-    if not path.is_file():
+def save_config(run, config):
+    """Write config.json."""
+    with replacing(Path(run, CONFIG)) as new:
+        new.write_text(json.dumps(dict(format=FORMAT) | config, indent=1) + "\n", encoding="utf-8")
+
+
+def save_model(run, predictor, record):
+    """Write model.safetensors: the predictor's state_dict, and `record` (a dict of plain values) in its
+    header."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in predictor.items()}
+    with replacing(Path(run, WEIGHTS)) as new:
+        save_file(tensors, new, dict(format="pt", record=json.dumps(record)))
+
+
+def load_model(folder):
+    """(predictor's state_dict, config, record) of a model folder. FileNotFoundError when nothing was trained
+    there; ValueError for a damaged or foreign file, non-finite parameters, and a folder of the old format."""
+    folder = Path(folder)
+    config = load_config(folder)
+    if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(
-            f"{path}: no checkpoint there; train first (python train.py --run {path.parent}), or name a run with --run"
+            f"{folder}: no {WEIGHTS} in it yet; train first (python train.py --run {folder})"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if (
-                any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-                or sum(p.file_size for p in parts) > path.stat().st_size
-            ):
-                raise ValueError("its parts are compressed or overlap, which torch.save never does")
-            if (
-                damaged := archive.testzip()
-            ):  # torch.load itself does not compare the checksums torch.save wrote
-                raise ValueError(f"checksum of {damaged} is wrong")
-        state = torch.load(path, map_location=device, weights_only=True)
-    except PermissionError:  # says which file, and is no damage
-        raise
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise ValueError(
-            f"{path}: damaged, or not a checkpoint of train.py ({type(error).__name__}: {reason})"
-        ) from None
-    state = checked(state, path, path.stat().st_size)
-    if whole and "optimiser" not in state:
-        raise ValueError(
-            f"{path}: holds a predictor alone, as best.pt does; --resume needs a last.pt of train.py"
-        )
-    if whole and (wrong := _wrong_on_resume(state)):
-        raise ValueError(f"{path}: {wrong}; train.py writes no such checkpoint")
-    return state
-
-
-def checked(state, path, size=math.inf):
-    """`state` as it is when it is a predictor of this project with finite parameters, in a file of `size` bytes; ValueError
-    naming `path` when not."""
-    if (
-        not isinstance(state, dict)
-        or state.get("format") != FORMAT
-        or any(key not in state for key in NEEDED)
-    ):
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"{path}: not a checkpoint of this project's train.py (its format is {found!r}, not {FORMAT!r})"
-        )
-    if wrong := _wrong(state, size):
-        raise ValueError(f"{path}: {wrong}; train.py writes no such checkpoint")
-    bad = [name for name, value in state["predictor"].items() if not torch.isfinite(value).all()]
+    tensors, header = _read(folder / WEIGHTS)
+    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
         raise ValueError(
-            f"{path}: the parameters {', '.join(bad)} hold non-finite numbers; take an earlier checkpoint"
+            f"{folder / WEIGHTS}: the parameters {', '.join(bad)} are not finite; take an earlier run"
         )
-    return state
-
-
-def _wrong(state, size):
-    """What is not as `train.py` writes it, or None. A stranger's file may claim anything, such as a tensor of one stored
-    number and 10^12 rows, and all who read the state rely on this."""
-    for key, kind in NEEDED.items():
-        if not isinstance(state[key], kind):
-            return f"its {key} is a {type(state[key]).__name__}, not a {kind.__name__}"
-    for name, value in state["predictor"].items():
-        if not (
-            isinstance(value, torch.Tensor)
-            and value.dtype == torch.float32
-            and value.layout == torch.strided
-            and value.is_contiguous()
-            and not value.is_meta
-        ):
-            return f"its parameter {name!r} is not a whole float32 tensor"
-    numbers = sum(value.numel() for value in state["predictor"].values())
-    if 4 * numbers > size:
-        return f"its parameters claim to be {numbers} numbers, which is more than the file holds"
-    sizes = {name: value for name, value in state["config"].items() if type(value) is int}
-    vision, text, hidden, members = (
-        sizes.get(name, 1) for name in ("vision_dim", "text_dim", "hidden_dim", "members")
-    )
-    if (
-        min(sizes.values(), default=1) < 1
-        or members > len(state["predictor"])
-        or members * hidden * (vision + text) > numbers
-    ):
-        return f"its configuration {str(state['config'])[:200]} asks for more than its {numbers} parameters"
-    for kind, tower in state["towers"].items():
-        if not (
-            isinstance(tower, dict)
-            and isinstance(tower.get("name"), str)
-            and isinstance(tower.get("sha256"), str)
-        ):
-            return f"its {kind} tower has no name and SHA-256"
-
-
-def _wrong_on_resume(state):
-    """The same of what --resume needs besides. The fused AdamW reads past the end of a moment that is too small."""
-    parameters = [value for name, value in state["predictor"].items() if name not in ("mean", "std")]
-    shapes = (
-        sorted((value.shape for value in parameters), key=lambda shape: len(shape) < 2) + [torch.Size()] * 2
-    )  # scale and bias
     try:
-        for i, moments in state["optimiser"]["state"].items():
-            for value, shape in (
-                (moments["step"], ()),
-                (moments["exp_avg"], shapes[i]),
-                (moments["exp_avg_sq"], shapes[i]),
-            ):
-                if value.shape != shape or value.dtype != torch.float32 or not value.is_contiguous():
-                    return f"its optimiser's moments of parameter {i} have another shape"
-        torch.Generator().set_state(state["rng"])
-        if [entry["epoch"] for entry in state["history"]] != [*range(1, state["epoch"] + 1)] or state[
-            "step"
-        ] < 0:
-            return "its history does not end at its epoch"
-        if not math.isfinite(state["loss_sum"] + state["log_scale"] + state["bias"]) or not isinstance(
-            state["data"], str
+        return tensors, config, json.loads(header["record"])
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: no record of train.py in its header ({error})") from None
+
+
+def load_config(folder):
+    """config.json as a dict. Raises as `load_model` does."""
+    path = Path(folder, CONFIG)
+    if not path.is_file():
+        if any(Path(folder, name).is_file() for name in ("best.pt", "last.pt")):
+            raise ValueError(_old(folder))
+        raise FileNotFoundError(
+            f"{folder}: no model there; train first (python train.py --run {folder}), or name a run with --run"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+    found = config.get("format") if isinstance(config, dict) else type(config).__name__
+    if found != FORMAT:
+        raise ValueError(f"{path}: not a model of this project (its format is {found!r}, not {FORMAT!r})")
+    for key, kind in NEEDED.items():
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f"{path}: its {key!r} is not a {kind.__name__}; train.py writes no such file")
+    for kind in ("vision", "text"):
+        tower = config["towers"].get(kind)
+        if not isinstance(tower, dict) or not all(
+            isinstance(tower.get(key), str) for key in ("name", "sha256")
         ):
-            return "its loss is not a number"
-        if state["best"] is not None and not state["best"]["score"] > [-math.inf]:
-            return "its best epoch has no score"
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        return f"what --resume needs is not in it ({type(error).__name__}: {error})"
+            raise ValueError(
+                f"{path}: its {kind} tower has no name and SHA-256; train.py writes no such file"
+            )
+    return config
+
+
+def save_last(run, tensors, facts):
+    """Write private/last.safetensors: `tensors` {name: tensor}, and `facts` (a dict of plain values) in its
+    header."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with replacing(Path(run, LAST)) as new:
+        save_file(tensors, new, dict(format=FORMAT, facts=json.dumps(facts)))
+
+
+def load_last(run):
+    """(tensors, facts) that `save_last` wrote, or None when there is no such file. ValueError when it is
+    damaged."""
+    path = _last_path(run)
+    if path is None:
+        return None
+    tensors, header = _read(path)
+    return tensors, _facts(path, header)
+
+
+def load_private(run):
+    """(recipe, names of the training images) of private/, without reading the parameters there; None for a
+    shared model."""
+    path = _last_path(run)
+    if path is None:
+        return None
+    tensors, header = _read(path, only=("trained_on",))
+    return _facts(path, header)["recipe"], unpacked(tensors["trained_on"])
+
+
+def _last_path(run):
+    path = Path(run, LAST)
+    if path.is_file():
+        return path
+    if any(Path(run, name).is_file() for name in ("best.pt", "last.pt")):
+        raise ValueError(_old(run))
+    return None
+
+
+def _facts(path, header):
+    try:
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']!r}")
+        return json.loads(header["facts"])
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of train.py ({error}); start another --run") from None
+
+
+def public_recipe(recipe):
+    """The flags of train.py that others may read: without local paths, and files as bare names."""
+    public = {name: value for name, value in recipe.items() if name not in LOCAL}
+    for name in ("csv", "shards"):
+        public[name] = os.path.basename(public.get(name, "").rstrip("/"))
+    return public
+
+
+def _read(path, only=None):
+    """(tensors, header) of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys() if only is None else only
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except PermissionError:  # names the file, and is no damage
+        raise
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
+
+
+def _old(run):
+    return (
+        f"{run}: a run of an older version (best.pt, last.pt), which this one does not read; train again with another --run, "
+        "or use the version that made it (commit 24a77c6)"
+    )
+
+
+@dataclass
+class Training:
+    """All tensors that training changes."""
+
+    predictor: torch.nn.Module
+    optimiser: torch.optim.Optimizer  # AdamW
+    log_scale: torch.Tensor  # scalar: log(1 / temperature) of the loss
+    bias: torch.Tensor  # scalar of the sigmoid loss
+    rng: torch.Tensor | None = None  # the generator's state inside an epoch that is resumed
+
+    def tensors(self):
+        """{name: tensor}, for `save_last`."""
+        tensors = {f"predictor.{name}": value for name, value in self.predictor.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+        return tensors | dict(log_scale=self.log_scale, bias=self.bias, rng=torch.get_rng_state())
+
+    def restore(self, tensors):
+        """Take over what `tensors` gave. LookupError, RuntimeError or ValueError when it does not fit."""
+        start = "predictor."
+        state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        self.predictor.load_state_dict(state)
+        moments = {}
+        for number, parameter in enumerate(
+            p for group in self.optimiser.param_groups for p in group["params"]
+        ):
+            shapes = dict(step=(), exp_avg=parameter.shape, exp_avg_sq=parameter.shape)
+            if f"optimiser.{number}.step" in tensors:  # the cosine loss never uses log_scale and bias
+                moments[number] = {name: tensors[f"optimiser.{number}.{name}"] for name in shapes}
+                for name, value in moments[
+                    number
+                ].items():  # the fused AdamW reads past the end of a small one
+                    if value.dtype != torch.float32 or value.shape != shapes[name]:
+                        raise ValueError(
+                            f"optimiser.{number}.{name} is {tuple(value.shape)}, not {tuple(shapes[name])}"
+                        )
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | dict(state=moments))
+        with torch.no_grad():
+            self.log_scale.copy_(tensors["log_scale"])
+            self.bias.copy_(tensors["bias"])
+        torch.Generator().set_state(tensors["rng"])  # raises for what is no state
+        self.rng = tensors["rng"]
+
+
+@dataclass
+class Progress:
+    """How far training has come: plain values, in the header of what is saved."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the epoch after that
+    loss_sum: float = 0.0  # over the captions of those steps
+    history: list = field(default_factory=list)  # one dict per epoch
+    best: dict | None = None  # epoch and score of the best one
+
+    def add(self, entry):
+        """Append an epoch's entry to the history; return whether it is the best so far: by mean held-out
+        recall, then by held-out loss, and without held-out images the last."""
+        recalls = [value for key, value in entry.items() if "recall" in key]
+        score = [sum(recalls) / len(recalls), -entry["val_loss"]] if recalls else [entry["epoch"]]
+        self.epoch, self.step, self.loss_sum = entry["epoch"], 0, 0.0
+        self.history.append(entry)
+        if self.best is not None and score <= self.best["score"]:
+            return False
+        self.best = dict(epoch=entry["epoch"], score=score)
+        return True
+
+
+def begin(run, config, history, resumed):
+    """Start a run, or continue the one there. Returns the folder that an earlier run was moved to, or
+    None."""
+    kept = None if resumed else set_aside(run)
+    if not resumed:
+        save_config(run, config)
+    with replacing(Path(run, LOG)) as new:  # a killed run may have logged what it did not save
+        new.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    return kept
+
+
+def log(run, entry):
+    """Append an epoch's entry to log.jsonl."""
+    with open(Path(run, LOG), "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def save_progress(run, training, progress, recipe, digest, names):
+    """Write private/last.safetensors: all that --resume needs, the flags, and the names of the training
+    images."""
+    facts = asdict(progress) | dict(recipe=recipe, data=digest)
+    save_last(run, training.tensors() | dict(trained_on=packed(sorted(names))), facts)
+
+
+def restore(run, saved, training, progress, digest, towers):
+    """Continue where `saved`, of `load_last`, stopped. ValueError when the captions or a tower have changed
+    since."""
+    tensors, facts = saved
+    pairs = (("captions", facts["data"], digest), ("towers", load_config(run)["towers"], towers))
+    for what, old, new in pairs:
+        if old != new:
+            raise ValueError(f"{run}: the {what} have changed since it was saved; start another --run")
+    try:
+        training.restore(tensors)
+        for name in asdict(progress):
+            setattr(progress, name, facts[name])
+        if [entry["epoch"] for entry in progress.history] != [
+            *range(1, progress.epoch + 1)
+        ] or progress.step < 0:
+            raise ValueError("its history does not end at its epoch")
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{Path(run, LAST)}: not what train.py saves ({error}); start another --run"
+        ) from None
+
+
+def resumed_flags(run, flags, typed, recipe):
+    """The flags to resume with, a dict: those of the run (`recipe`), and of `flags` those that were `typed`
+    and may change. ValueError for a typed flag that may not."""
+    changed = [name for name in sorted(typed - FREE) if flags[name] != recipe[name]]
+    if changed:
+        was = ", ".join(f"--{name.replace('_', '-')} {recipe[name]}" for name in changed)
+        raise ValueError(
+            f"{run} was trained with {was}; resume without changing that, or start another --run"
+        )
+    return flags | recipe | {name: flags[name] for name in (typed & FREE) | {"resume", "run"}}

@@ -4,9 +4,8 @@
         args = parse(argv)
         return run("search", lambda: find(args))
 
-Exit codes: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage. Results go to stdout, errors and
-progress to stderr.
-"""
+Exit codes: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage. Results go to
+stdout, errors and progress to stderr."""
 
 import argparse
 import logging
@@ -39,8 +38,9 @@ def add_quiet(arguments):
 
 
 def run(name, work):
-    """Call `work()` and return the exit code. What the library logs is printed to stderr; ValueError and OSError become one
-    line there, since their messages are written for the user. Any other exception is a bug and is raised."""
+    """Call `work()` and return the exit code. What the library logs is printed to stderr; ValueError and
+    OSError become one line there, since their messages are written for the user. Any other exception is a bug
+    and is raised."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("models").setLevel(logging.INFO)
     try:

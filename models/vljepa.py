@@ -1,175 +1,226 @@
 """The trained whole: frozen towers and predictor behind two verbs.
 
-model = VLJEPA.load("runs/default")
-model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what the images mean, in the text tower's space
-model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows
-model.save_pretrained("shared")               # config.json, model.safetensors and a model card; or .push_to_hub("me/name")
-VLJEPA.from_pretrained("shared")              # the same model, from that folder or from the Hugging Face hub
-"""
+model = VLJEPA.load("runs/default") model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what
+the images mean, in the text tower's space model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows
+model.save_pretrained("shared")               # config.json, model.safetensors and a model card; or
+.push_to_hub("me/name") VLJEPA.from_pretrained("shared")              # from a folder (a run folder too) or
+from the Hugging Face hub"""
 
-import json
+import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
-from models import runs as checkpoint
-from models.card import LOCAL, card
-from models.dataset import open_image, read_captions, upright_rgb
-from models.device import choose as choose_device
-from models.features import encode_captions
+from models import hub, report, runs
+from models.dataset import VisionTextDataset, open_image, read_rows, upright_rgb
+from models.distributed import choose_device
+from models.features import encode_texts
+from models.features.shards import open_shards
+from models.features.tars import expand
 from models.predictor import Predictor
 from models.text import TextEncoder
 from models.vision import VisionEncoder
 from models.zeroshot import class_embeddings, classify
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PUBLIC = (
-    "format",
-    "config",
-    "towers",
-    "epoch",
-    "data",
-    "images",
-    "captions",
-    "history",
-    "held_out",
-)  # of a checkpoint's dict
-
 
 class VLJEPA(nn.Module, ModelHubMixin):
-    """Made by `VLJEPA.load` or `.from_pretrained`. `state` is the checkpoint's dict, `vision` and `text` the towers it was
-    trained with."""
+    """Made by `VLJEPA.load` or `.from_pretrained`.
 
-    def __init__(self, predictor, vision, text, state=None):
+    `vision` and `text` are the towers it was trained with, `config` is what config.json holds, `record` what
+    changes with the weights: epoch, history and held-out results. `recipe` are the flags of train.py: with
+    local paths for a run of this machine, else the public ones alone."""
+
+    def __init__(self, predictor, vision, text, config, record, folder="this model", private=None):
         super().__init__()
-        self.predictor, self.vision, self.text, self.state = (
-            predictor.eval().requires_grad_(False),
-            vision,
-            text,
-            state or {},
-        )
+        self.predictor = predictor.eval().requires_grad_(False)
+        self.vision = vision
+        self.text = text
+        self.config = config
+        self.record = record
+        self.folder = folder
+        self._private = private  # (recipe, names of the training images) for a run of this machine
 
     @classmethod
     def load(cls, run="runs/default", device="cpu"):
-        """From a run folder (its best.pt), a checkpoint file, or a folder that `save_pretrained` wrote, to a torch device or "auto".
-        Raises FileNotFoundError when nothing was trained there, and ValueError when a tower is not, by hash, the one it was trained
-        with."""
-        if Path(run, CONFIG).is_file():
-            try:
-                return cls.from_pretrained(run, device=device)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{Path(run, CONFIG)}: damaged, not JSON ({error})") from None
-        path = Path(run, "best.pt") if not str(run).endswith(".pt") else Path(run)
-        return cls._from_state(checkpoint.load(path), path, device)
+        """The model of a run folder, or of a folder that `save_pretrained` wrote, on a torch device or
+        "auto".
+
+        Raises FileNotFoundError when nothing was trained there, and ValueError for a damaged file or when a
+        tower is not the one it was trained with, by SHA-256."""
+        predictor, config, record = runs.load_model(run)
+        return cls._build(predictor, config, record, run, device)
 
     @classmethod
-    def _from_state(cls, state, path, device):
-        towers, device = {}, choose_device(device)
-        if not {"vision", "text"} <= state["towers"].keys():
-            raise ValueError(f"{path}: names no vision and text tower; train.py writes no such checkpoint")
-        for kind, encoder in (("vision", VisionEncoder), ("text", TextEncoder)):
-            towers[kind] = encoder(device, state["towers"][kind]["name"])
-            if towers[kind].sha256 != state["towers"][kind]["sha256"]:
+    def from_pretrained(cls, name, device="cpu", vision=None, download_towers=False):
+        """The model of a folder or of a repository on the Hugging Face hub.
+
+        `vision` is the file or folder of the image tower's weights, for a model whose tower was trained from
+        a local file. A tower that is not on this machine is fetched only if it is one of this project's own,
+        or with `download_towers`: the name of any other comes from whoever shared the model, and its hash can
+        be compared only after it is fetched. Raises as `load` does."""
+        folder = name
+        if not Path(name).is_dir():
+            paths = [hub.fetch_file(str(name), [file]) for file in (runs.CONFIG, runs.WEIGHTS)]
+            folder = paths[0].parent
+        predictor, config, record = runs.load_model(folder)
+        return cls._build(predictor, config, record, folder, device, vision, download_towers)
+
+    @classmethod
+    def _build(cls, weights, config, record, folder, device, vision=None, download_towers=False):
+        device = choose_device(device)
+        private = runs.load_private(folder)
+        names = {kind: config["towers"][kind]["name"] for kind in ("vision", "text")}
+        if private:  # a run of this machine: its towers may be local files
+            names = {kind: private[0][kind] for kind in names}
+        tower = VisionEncoder(device, names["vision"], path=vision, download=download_towers)
+        text = TextEncoder(device, names["text"], download=download_towers)
+        for kind, found in (("vision", tower), ("text", text)):
+            expected = config["towers"][kind]["sha256"]
+            if found.sha256 != expected:
                 raise ValueError(
-                    f"{path}: trained with the {kind} tower {towers[kind].name} of SHA-256 {state['towers'][kind]['sha256']}, "
-                    f"but the one here has {towers[kind].sha256}; embeddings of the two don't mix"
+                    f"{folder}: trained with the {kind} tower {found.name} of SHA-256 {expected}, but the one here has "
+                    f"{found.sha256}; their embeddings do not mix"
                 )
-        try:
-            with torch.device("meta"):  # no random parameters made to be thrown away
-                predictor = Predictor(**state["config"])
-            predictor.load_state_dict(state["predictor"], assign=True)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: its parameters don't fit its own configuration {state['config']} ({error})"
-            ) from None
-        return cls(predictor.to(device), towers["vision"], towers["text"], state)
+        predictor = _predictor(weights, config, folder).to(device)
+        return cls(predictor, tower, text, config, record, folder, private)
 
     def _save_pretrained(self, save_directory):
-        """For the mixin's `save_pretrained` and `push_to_hub`: the predictor, and of the checkpoint's dict what others may know. The
-        names of the training images and the paths of whoever trained it stay at home."""
-        keep = {key: value for key, value in self.state.items() if key in PUBLIC}
-        recipe = {key: value for key, value in self.state["recipe"].items() if key not in LOCAL}
-        recipe |= {key: os.path.basename(self.state["recipe"][key].rstrip("/")) for key in ("csv", "images")}
-        weights = {key: value.cpu().contiguous() for key, value in self.predictor.state_dict().items()}
-        save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
-        (save_directory / CONFIG).write_text(
-            json.dumps(keep | dict(recipe=recipe, trained_on=[]), indent=1) + "\n"
-        )
+        """For the mixin's `save_pretrained` and `push_to_hub`: the two public files."""
+        runs.save_config(save_directory, self.config)
+        runs.save_model(save_directory, self.predictor.state_dict(), self.record)
         (save_directory / "README.md").unlink(
             missing_ok=True
-        )  # the mixin keeps an old card, which would tell of another model
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, config=None, device="cpu", **download):
-        """For the mixin's `from_pretrained(folder or repository, device=...)`. Raises as `load` does."""
-        local = Path(model_id, WEIGHTS)
-        if config is None or (Path(model_id).is_dir() and not local.is_file()):
-            raise FileNotFoundError(
-                f"{model_id}: no {CONFIG} and {WEIGHTS} there, so it is not what VLJEPA.save_pretrained writes"
-            )
-        path = local if local.is_file() else Path(hf_hub_download(model_id, WEIGHTS, **download))
-        try:
-            state = config | dict(predictor=load_file(path, device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
-        return cls._from_state(checkpoint.checked(state, model_id), model_id, device)
+        )  # the mixin keeps an old card, of another model
 
     def generate_model_card(self, results=None):
-        """The card `save_pretrained` writes. `results` is what `eval.py --csv ... --json FILE` wrote; without it, the held-out
-        results of training. Give it as `save_pretrained(folder, model_card_kwargs=dict(results=...))`."""
-        return ModelCard(card(self.state, sum(p.numel() for p in self.predictor.parameters()), results))
+        """The card `save_pretrained` writes. `results` is what `eval.py --csv ... --json FILE` wrote; without
+        it, the held-out results of training. Pass it as `save_pretrained(folder,
+        model_card_kwargs=dict(results=...))`."""
+        parameters = sum(p.numel() for p in self.predictor.parameters())
+        return ModelCard(report.card(self.config, self.record, parameters, results))
 
     def encode_image(self, images):
-        """One or many paths, PIL images or preprocessed pixels (B, 3, S, S) -> (B, Dt) float32 unit rows."""
+        """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows."""
         if not isinstance(images, torch.Tensor):
-            one = isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
-            images = torch.stack(
-                [self.vision.preprocess(_upright(image)) for image in ([images] if one else images)]
-            )
+            single = isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
+            images = [images] if single else images
+            images = torch.stack([self.vision.preprocess(_upright(image)) for image in images])
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
-    def predict(self, image_features):
+    def predict(self, image_features, places=None, question=None):
         """Tower output (B, Dv) on any device -> (B, Dt) float32 unit rows on the model's."""
-        return self.predictor(image_features.to(self.predictor.mean.device))
+        return self.predictor(image_features.to(self.predictor.mean.device), places, question)
 
     def encode_text(self, texts):
         """M texts -> (M, Dt) float32 unit rows."""
         return self.text.encode([texts] if isinstance(texts, str) else texts)
 
-    def memory(self, cache=".cache/features.sqlite"):
-        """(captions, (M, Dt) float32 unit rows on the CPU): the distinct captions the predictor was trained on and their
-        embeddings, from the feature cache. ValueError when the captions file it was trained on is not there any more."""
-        recipe, trained_on = self.state["recipe"], set(self.state["trained_on"])
-        if not trained_on:
+    def classify(self, image, labels):
+        """The cosine score of each label, (C,) float32, for one image."""
+        return classify(self.encode_image(image), class_embeddings(self.encode_text, labels))[0]
+
+    @cached_property
+    def identity(self):
+        """A hex digest of all that an embedding depends on: the predictor and both towers."""
+        digest = hashlib.sha256(repr([self.config["predictor"], self.vision.key, self.text.key]).encode())
+        for name, value in self.predictor.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def recipe(self):
+        return self._private[0] if self._private else self.config["recipe"]
+
+    @property
+    def knows_training_images(self):
+        return bool(self._private and self._private[1])
+
+    @property
+    def trained_on(self):
+        """The names of the images it was trained on, a set. ValueError for a shared model, which does not
+        hold them."""
+        if not self.knows_training_images:
             raise ValueError(
-                "a shared model does not name the images it was trained on; load the run folder of train.py"
+                f"{self.folder}: does not name the images it was trained on; take the run folder of train.py, "
+                "trained from a CSV"
             )
+        return set(self._private[1])
+
+    def captions(self, cache=".cache/features.sqlite"):
+        """(texts, (M, Dt) float32 unit rows on the CPU): the distinct captions it was trained on and their
+        embeddings, from the feature cache or the feature shards. ValueError when the captions file or the
+        shards are not there any more."""
+        recipe = self.recipe
+        if recipe["shards"] and self._private:
+            return _shard_captions(recipe, self.config["data"])
+        trained_on = self.trained_on
         if not Path(recipe["csv"]).is_file():
             raise ValueError(
-                f"{recipe['csv']}: the captions this model was trained on are not there; run this where train.py ran"
+                f"{recipe['csv']}: the captions it was trained on are not there; run this where train.py ran"
             )
-        rows = read_captions(
-            recipe["csv"], recipe["image_column"], recipe["caption_column"], recipe["skip_bad"]
+        rows = read_rows(
+            recipe["csv"], recipe["image_column"], recipe["caption_column"], skip_bad=recipe["skip_bad"]
         )
-        captions = list(dict.fromkeys(row.caption for row in rows if row.image_name in trained_on))
-        if not captions:
+        texts = list(dict.fromkeys(row.text for row in rows if row.image_name in trained_on))
+        if not texts:
             raise ValueError(
-                f"{recipe['csv']}: holds none of the images this model was trained on, so it is another file now"
+                f"{recipe['csv']}: holds none of the images it was trained on, so the file has changed"
             )
-        return captions, encode_captions(captions, self.text, cache, quiet=True)
+        return texts, encode_texts(texts, self.text, cache, quiet=True)
 
-    def classify(self, image, labels):
-        """Cosine score of each label, (C,) float32, for one image."""
-        return classify(self.encode_image(image), class_embeddings(self.encode_text, labels))[0]
+    def held_out(self, csv=None, images=None, image_column=None, caption_column=None, skip_bad=None):
+        """The VisionTextDataset of the images it was not trained on; what is None is taken from the
+        recipe."""
+        recipe = self.recipe
+        dataset = VisionTextDataset(
+            csv or recipe["csv"],
+            None,
+            images or recipe["images"],
+            image_column or recipe["image_column"],
+            caption_column or recipe["caption_column"],
+            recipe["skip_bad"] if skip_bad is None else skip_bad,
+        )
+        dataset.keep(set(dataset.image_names) - self.trained_on)
+        return dataset
+
+
+def _predictor(weights, config, folder):
+    """The Predictor of `weights`. ValueError when they do not fit the sizes in `config`."""
+    sizes = config["predictor"]
+    try:
+        if not 1 <= sizes["members"] <= len(weights):  # or a stranger's config builds modules without end
+            raise ValueError(f"{sizes['members']} members")
+        with torch.device("meta"):  # no random parameters that are then thrown away
+            predictor = Predictor(**sizes)
+        predictor.load_state_dict(weights, assign=True)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        where = Path(folder, runs.WEIGHTS)
+        raise ValueError(
+            f"{where}: its parameters do not fit the sizes in {runs.CONFIG}: {sizes} ({error})"
+        ) from None
+    if any(value.dtype != torch.float32 for value in weights.values()):
+        raise ValueError(f"{Path(folder, runs.WEIGHTS)}: its parameters are not float32")
+    return predictor
+
+
+def _shard_captions(recipe, data):
+    names = list(expand(recipe["shards"])) if Path(recipe["shard_features"]).is_dir() else []
+    if not names:
+        raise ValueError(f"{recipe['shard_features']}: the feature shards it was trained on are not there")
+    shards = open_shards(recipe["shard_features"], names)
+    if shards.digest != data:
+        raise ValueError(f"{recipe['shard_features']}: not the feature shards it was trained on; train again")
+    first = {}
+    for number, caption in enumerate(shards.captions()):
+        first.setdefault(caption, number)
+    return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
 def _upright(image):
-    if isinstance(image, (str, os.PathLike)):
-        return open_image(image)
-    return upright_rgb(image)
+    return open_image(image) if isinstance(image, (str, os.PathLike)) else upright_rgb(image)

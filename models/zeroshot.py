@@ -16,8 +16,8 @@ PLAIN = ("{}",)
 
 
 def class_embeddings(encode_text, labels, templates=PLAIN):
-    """(C, D) unit rows: each label put into every template, encoded, averaged, made unit again. `encode_text` takes a list
-    of C * T str and gives (C * T, D)."""
+    """(C, D) unit rows: each label put into every template, encoded, averaged, made unit again. `encode_text`
+    takes a list of C * T str and gives (C * T, D)."""
     rows = encode_text([template.format(label) for label in labels for template in templates])
     return F.normalize(rows.view(len(labels), len(templates), -1).mean(1), dim=-1)  # (C, D)
 

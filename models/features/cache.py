@@ -1,26 +1,57 @@
-"""The feature cache: rows of float16 in one SQLite file, each under a key of what it was made from and by."""
+"""The feature cache: rows of float16 in one SQLite file, each under a key of the tower and the content it
+comes from.
+
+    with opened(".cache/features.sqlite") as store:
+        key = row_key(tower, content)            # 16 bytes
+        store.put([key], rows)                   # (1, D), one transaction
+        blobs, damaged = store.fetch([key])      # {key: bytes}, number of rows under a wrong checksum
+"""
 
 import hashlib
+import logging
 import os
 import sqlite3
-import time
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from models.files import YOUNG, sha256
+
+log = logging.getLogger(__name__)
+KINDS = ("pooled", "places")
 SCHEMA = (
     "CREATE TABLE rows (key BLOB PRIMARY KEY, row BLOB, crc INTEGER)",
     "CREATE TABLE files (path TEXT PRIMARY KEY, stat TEXT, digest BLOB)",
 )
 
 
+def row_key(tower, content, view=0, frame=0, kind="pooled"):
+    """16 bytes that name one row: the tower's key, the content (bytes), the number of the augmented view (0:
+    none), the number of the video frame, and the kind of features, one of KINDS."""
+    axes = struct.pack(">IQB", view, frame, KINDS.index(kind))
+    tower_digest = hashlib.sha256(tower.key.encode()).digest()
+    return hashlib.blake2b(content, digest_size=16, key=tower_digest, person=axes).digest()
+
+
+def to_tensor(blobs, where):
+    """The rows in a list of blobs as (N, D) float32. ValueError naming `where` for rows of several widths or
+    not finite: their checksums are right, so this is no damage, and no tower gives such rows."""
+    widths = {len(blob) for blob in blobs}
+    if len(widths) == 1 and (width := min(widths)) and width % 2 == 0:
+        rows = torch.frombuffer(bytearray().join(blobs), dtype=torch.float16).view(len(blobs), -1)
+        if torch.isfinite(rows).all():
+            return rows.float()
+    raise ValueError(f"feature cache {where}: rows that no tower gives ({sorted(widths)} bytes); delete it")
+
+
 @contextmanager
 def opened(path):
-    """The cache at `path`; what SQLite can't do (full, locked, read-only) becomes an OSError that names the file."""
+    """The cache at `path`, or one in memory for None. What SQLite cannot do (full, locked, read-only) raises
+    OSError naming the file."""
     try:
         with closing(FeatureCache(path)) as store:
             yield store
@@ -29,8 +60,8 @@ def opened(path):
 
 
 class FeatureCache:
-    """Rows of float16 in one SQLite file, by 16-byte key. A damaged file is renamed aside, named on screen, and begun anew; a file
-    that was never a feature cache is refused with a ValueError and left alone."""
+    """Rows of float16 in one SQLite file, by 16-byte key. A damaged file is renamed, logged, and started
+    again; a file that was never a feature cache raises ValueError and is left alone."""
 
     def __init__(self, path):
         self.path = Path(path) if path else None
@@ -47,7 +78,7 @@ class FeatureCache:
                     f"{self.path}: not a feature cache ({error}); name another file with --cache"
                 ) from None
             aside = self.path.with_suffix(".damaged")
-            print(f"{self.path} is damaged ({error}): moved to {aside.name}, encoding anew")
+            log.warning("%s is damaged (%s): renamed to %s, encoding again", self.path, error, aside.name)
             os.replace(self.path, aside)
             self._open()
 
@@ -61,7 +92,7 @@ class FeatureCache:
             raise ValueError(
                 f"{self.path}: a database, but not a feature cache; name another file with --cache"
             )
-        if found - set(SCHEMA):  # a view or trigger would run a stranger's SQL
+        if found - set(SCHEMA):  # a view or trigger runs a stranger's SQL
             raise sqlite3.DatabaseError(
                 f"it holds what no feature cache does: {min(found - set(SCHEMA))[:60]}"
             )
@@ -76,92 +107,66 @@ class FeatureCache:
     def __contains__(self, key):
         return self.db.execute("SELECT 1 FROM rows WHERE key = ?", (key,)).fetchone() is not None
 
-    def file_digests(self, paths, stamps, workers, quiet=False):
-        """SHA-256 of each file; read from disk only when its stamp changed since the last look."""
-        known = {
-            path: (stamp, digest)
-            for path, stamp, digest in self.db.execute("SELECT path, stat, digest FROM files")
-        }
-        digests = [
-            d if s == stamp and isinstance(d, bytes) else None
-            for path, stamp in zip(paths, stamps)
-            for s, d in [known.get(os.fsencode(path), (None, None))]
-        ]
-        new = [i for i, digest in enumerate(digests) if digest is None]
-        with (
-            tqdm(total=len(new), desc="image files", unit="", disable=quiet or not new) as bar,
-            ThreadPoolExecutor(workers) as pool,
-        ):
-            for batch in batched(new, 256):
-                for i, digest in zip(batch, pool.map(lambda i: sha256_of(paths[i]), batch)):
-                    digests[i] = digest
-                seen = [(os.fsencode(paths[i]), stamps[i], digests[i]) for i in batch]
-                news = [
-                    row for row in seen if " seen " not in row[1] or known.get(row[0], ("", ""))[1] != row[2]
-                ]
-                with self.db:
-                    self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", news)
-                bar.update(len(batch))
-        return digests
-
-    def rows(self, keys, encode, what, quiet=False):
-        """(len(keys), D) float32. Those not in the cache come from `encode(indices)`, which yields (indices, rows (B, D))
-        batch by batch; each batch is stored before the next is asked for."""
-        blobs, damaged = {}, 0
+    def fetch(self, keys):
+        """({key: blob} of the rows that are there, how many are damaged and left out)."""
+        blobs = {}
+        damaged = 0
         for key in dict.fromkeys(keys):
             found = self.db.execute("SELECT row, crc FROM rows WHERE key = ?", (key,)).fetchone()
-            if found and isinstance(found[0], bytes) and zlib.crc32(key + found[0]) == found[1]:
-                blobs[key] = found[0]
-            damaged += bool(found) and key not in blobs
+            if found is None:
+                continue
+            row, crc = found
+            if isinstance(row, bytes) and zlib.crc32(key + row) == crc:
+                blobs[key] = row
+            else:
+                damaged += 1
         if damaged:
-            print(f"{self.path}: {damaged} damaged rows ({what}), encoding them anew")
-        first = {
-            key: i for i, key in reversed(list(enumerate(keys)))
-        }  # the same content twice is encoded once
-        todo = [i for key, i in first.items() if key not in blobs]
-        with tqdm(total=len(todo), desc=what, unit="", disable=quiet or not todo) as bar:
-            for indices, rows in encode(todo) if todo else ():
-                if not torch.isfinite(rows).all():
-                    raise ValueError(
-                        f"the tower gave non-finite features ({what}); its weights may be damaged"
-                    )
-                new = {keys[i]: row.tobytes() for i, row in zip(indices, rows.half().cpu().numpy())}
+            log.warning("%s: %d damaged rows, encoding them again", self.path, damaged)
+        return blobs, damaged
+
+    def put(self, keys, rows):
+        """Store rows (B, D) as float16 in one transaction; return {key: blob}. ValueError for rows that are
+        not finite."""
+        if not torch.isfinite(rows).all():
+            raise ValueError("the tower gave non-finite features; its weights may be damaged")
+        blobs = {key: row.tobytes() for key, row in zip(keys, rows.half().cpu().numpy())}
+        # The checksum covers the key too: a damaged index finds the row of another.
+        checked = [(key, blob, zlib.crc32(key + blob)) for key, blob in blobs.items()]
+        with self.db:
+            self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
+        return blobs
+
+    def file_digests(self, paths, stamps, workers=None, progress=None):
+        """The SHA-256 of each file, 32 bytes. A file is read only when its stamp has changed since the last
+        look. `progress(n)` is called after every n files read."""
+        known = {
+            path: (stat, digest)
+            for path, stat, digest in self.db.execute("SELECT path, stat, digest FROM files")
+        }
+        names = [os.fsencode(path) for path in paths]
+        digests = []
+        for name, stamp in zip(names, stamps):
+            stat, digest = known.get(name, (None, None))
+            digests.append(digest if stat == stamp and isinstance(digest, bytes) else None)
+        new = [i for i, digest in enumerate(digests) if digest is None]
+        with ThreadPoolExecutor(workers) as pool:
+            for batch in batched(new, 256):
+                for i, digest in zip(batch, pool.map(lambda i: bytes.fromhex(sha256(paths[i])), batch)):
+                    digests[i] = digest
+                # A young stamp matches no later one, so it is only worth storing with a new digest.
+                changed = [
+                    i
+                    for i in batch
+                    if YOUNG not in stamps[i] or known.get(names[i], ("", ""))[1] != digests[i]
+                ]
                 with self.db:
-                    checked = [
-                        (k, b, zlib.crc32(k + b)) for k, b in new.items()
-                    ]  # with the key: a damaged index finds another's row
-                    self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
-                blobs |= new
-                bar.update(len(indices))
-        widths = {len(blob) for blob in blobs.values()}
-        whole = len(widths) == 1 and min(widths) and not min(widths) % 2
-        rows = (
-            torch.frombuffer(bytearray().join(blobs[key] for key in keys), dtype=torch.float16).view(
-                len(keys), -1
-            )
-            if whole
-            else None
-        )
-        if (
-            not whole or not torch.isfinite(rows).all()
-        ):  # under right checksums: not damage, but somebody's making
-            raise ValueError(
-                f"feature cache {self.path}: holds rows that no tower gives ({what}, {sorted(widths)} bytes); delete it"
-            )
-        return rows.float()
-
-
-def sha256_of(path):
-    """SHA-256 of a file, as bytes."""
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def stamp_of(path):
-    """What changes with the file. Within 2 s (the clock tick of FAT) a file can change again and keep its times, so the stamp of
-    one that young, or of one from the future, equals no later stamp."""
-    s, now = path.stat(), time.time_ns()
-    young = f" seen {now}" if now - max(s.st_mtime_ns, s.st_ctime_ns) < 2e9 else ""
-    return f"{s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}{young}"
+                    self.db.executemany(
+                        "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
+                        [(names[i], stamps[i], digests[i]) for i in changed],
+                    )
+                if progress:
+                    progress(len(batch))
+        return digests
 
 
 def batched(items, size):

@@ -190,7 +190,8 @@ class TextEncoder:
     name, or a local folder. `.sha256` is that of the weights; `.key` adds the tokenizer and settings, so that the
     embeddings depend on nothing else. Texts over the model's limit (MiniLM: 256 tokens) are cut there."""
 
-    def __init__(self, device="cpu", name="all-MiniLM-L6-v2"):
+    def __init__(self, device="cpu", name="all-MiniLM-L6-v2", download=True):
+        self.public_name = name
         self.device, self.name, self.path = torch.device(device), name, _find(name)
         if not any(
             (self.path / name).is_file() for name in ("modules.json", "config.json")

@@ -89,12 +89,13 @@ class VisionEncoder:
     features stand side by side. Raises FileNotFoundError or ValueError naming the tower and what to type instead.
     """
 
-    def __init__(self, device="cpu", name="clip-vit-b-16"):
+    def __init__(self, device="cpu", name="clip-vit-b-16", path=None, download=True):
         self.device, self.name = torch.device(device), name
         known = "|".join(map(re.escape, VISION_ENCODERS))
         parts = re.split(rf"\+(?=open_clip:|(?:{known})(?:\+|$))", name)  # not every +: a path may hold some
-        self.parts = [VisionEncoder(device, part) for part in parts] if len(parts) > 1 else []
-        if self.parts:
+        self.public_name = name
+        self.parts = tuple(VisionEncoder(device, part) for part in parts) if len(parts) > 1 else (self,)
+        if len(parts) > 1:
             self.dim = sum(part.dim for part in self.parts)
             self.sha256 = "+".join(part.sha256 for part in self.parts)
             self.key = "+".join(part.key for part in self.parts)
@@ -118,14 +119,14 @@ class VisionEncoder:
     @cached_property
     def preprocess(self):
         """PIL RGB -> (3, S, S) float32, of joined towers one flat row; a picklable function, for a DataLoader's processes."""
-        if self.parts:
+        if len(self.parts) > 1:
             return partial(joined_pixels, [part.preprocess for part in self.parts])
         return partial(pixels, *(self.spec[k] for k in ("size", "mean", "std", "resize")))
 
     @cached_property
     def network(self):
         """The frozen tower in eval mode, float32 and differentiable; for `+`, None."""
-        if self.parts:
+        if len(self.parts) > 1:
             return None
         if "stages" in self.spec:
             network = FoldedLite(read_weights(self.path), self.spec["stages"])
@@ -178,18 +179,23 @@ class VisionEncoder:
             f"{self.path}: not the weights of open_clip's {self.spec['model']}; it holds no {found}"
         )
 
+    @property
+    def has_text(self):
+        return "model" in getattr(self, "spec", {})
+
     def release(self):
         """Forget the network; the next `encode` builds it again."""
         vars(self).pop("network", None), vars(self).pop("fast", None)
         for part in self.parts:
-            part.release()
+            if part is not self:
+                part.release()
 
     @torch.no_grad()  # not inference_mode: its tensors can't enter a training step
     def encode(self, images):
         """(B, 3, S, S) float on any device -> (B, dim) float32 unit rows on the tower's device."""
         if not len(images):
             return torch.empty(0, self.dim, device=self.device)
-        if self.parts:
+        if len(self.parts) > 1:
             pixels = images.split([3 * part.size**2 for part in self.parts], dim=1)
             rows = [part.encode(p.view(-1, 3, part.size, part.size)) for part, p in zip(self.parts, pixels)]
             return torch.cat(rows, dim=1) / len(rows) ** 0.5  # (B, dim)

@@ -1,0 +1,155 @@
+"""A captions file and its folder of images as a data set, and its split into images to train on and images
+held out."""
+
+import hashlib
+import logging
+import os
+import unicodedata
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .images import check_file, image_path, open_image
+from .rows import read_rows
+
+log = logging.getLogger(__name__)
+
+
+def split_by_image(image_names, val_fraction=0.1, seed=0):
+    """(train, held out): the names as two sets.
+
+    The side of a name depends on the name, the fraction and the seed alone, so adding images never moves
+    others, and all captions of an image are on one side. ValueError for a fraction outside [0, 1)."""
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"val_fraction is {val_fraction}; give 0 (no held-out images) or more, and less than 1"
+        )
+    names = set(image_names)
+    held_out = {name for name in names if _uniform(f"{seed}/{name}") < val_fraction}
+    return names - held_out, held_out
+
+
+def _uniform(text):
+    """A number in [0, 1) that follows from `text`."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+class VisionTextDataset:
+    """One sample per caption: (pixels (3, H, W) float32 as `vision_preprocess` gives them, caption str).
+    `vision_preprocess` may be None where `models.features` reads the pixels.
+
+    `image_names` (N) are the distinct images in order of first appearance, `captions` (M) the texts, and
+    `image_of` (M) the index into `image_names` that each describes. `only`, a set of names, keeps those
+    images alone; `rows` replaces what the file holds. Names that are missing or lead out of `image_dir` raise
+    one ValueError that lists them all with their lines; with `skip_bad` they are left out and logged."""
+
+    def __init__(
+        self,
+        csv_path,
+        vision_preprocess,
+        image_dir="my_image_archive",
+        image_column="image_name",
+        caption_column="comment",
+        skip_bad=False,
+        only=None,
+        rows=None,
+    ):
+        self.csv_path = Path(csv_path)
+        self.image_dir = Path(image_dir)
+        self.preprocess = vision_preprocess
+        self.skip_bad = skip_bad
+        if not self.image_dir.is_dir():
+            raise ValueError(f"{image_dir}: no such folder of images; name yours with --images DIR")
+        self._index(rows or read_rows(csv_path, image_column, caption_column, skip_bad=skip_bad))
+        if only is not None:
+            self.keep(only)
+        self.drop(self._find_bad(range(len(self.image_names)), decode=False))
+
+    def _index(self, rows):
+        self.rows = rows
+        self.captions = [row.text for row in rows]
+        self.image_names = list(dict.fromkeys(row.image_name for row in rows))
+        number = {name: i for i, name in enumerate(self.image_names)}
+        self.image_of = [number[row.image_name] for row in rows]
+
+    def keep(self, names):
+        """Keep the images of this set of names, with their captions. ValueError when none is left."""
+        self._index([row for row in self.rows if row.image_name in names])
+        if not self.rows:
+            raise ValueError(f"{self.csv_path}: none of its images is asked for")
+
+    def drop(self, bad):
+        """Leave the images of `bad` {name: reason} out and log them; without `skip_bad`, raise ValueError
+        naming them all."""
+        if not bad:
+            return
+        line = {row.image_name: row.line for row in reversed(self.rows)}
+        listed = "\n  ".join(f"line {line[name]}: {name}: {why}" for name, why in bad.items())
+        if not self.skip_bad:
+            raise ValueError(
+                f"{self.csv_path}: {len(bad)} of {len(self.image_names)} images cannot be used; replace them, or train on "
+                f"the rest with --skip-bad\n  {listed}"
+            )
+        captions = Counter(row.image_name in bad for row in self.rows)[True]
+        left_out = f"left out {len(bad)} images that cannot be used, with their {captions} captions"
+        log.warning("%s: %s\n  %s", self.csv_path, left_out, listed)
+        self._index([row for row in self.rows if row.image_name not in bad])
+        if not self.rows:
+            raise ValueError(
+                f"{self.csv_path}: no image is left; is {self.image_dir} the right folder (--images)?"
+            )
+
+    def find_damaged(self, images, workers=None):
+        """{image name: reason} for those of `images` (indices) that do not decode. Every pixel is decoded: a
+        truncated JPEG passes `Image.open` and `verify`, and only fails when its last rows are read."""
+        return self._find_bad(images, decode=True, workers=workers)
+
+    def _find_bad(self, images, decode, workers=None):
+        """{image name: reason} for those of `images` (indices) that cannot be used."""
+        names = [self.image_names[i] for i in images]
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            reasons = pool.map(lambda name: self._why_unusable(name, decode), names)
+            return {name: why for name, why in zip(names, reasons) if why}
+
+    def _why_unusable(self, name, decode):
+        """Why an image cannot be used, or None."""
+        try:
+            path = image_path(self.image_dir, name)
+            if decode:
+                open_image(path)
+            else:
+                open(check_file(path), "rb").close()  # exists, is a file, and may be read
+        except FileNotFoundError:
+            twins = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+            if any(twin.is_file() for twin in twins):
+                return f"{path}: no such file, but one whose name has another Unicode form; rename it"
+            return f"{path}: no such file"
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # RuntimeError: a link to itself, before Python 3.13
+            return str(error)
+
+    def path(self, image):
+        """Path of the image with index `image`."""
+        return image_path(self.image_dir, self.image_names[image])
+
+    def where(self, image):
+        """'FILE, line N': where the image with index `image` is first named."""
+        line = next(row.line for row in self.rows if row.image_name == self.image_names[image])
+        return f"{self.csv_path}, line {line}"
+
+    def pixels(self, image):
+        """What `preprocess` gives for the image with index `image`. ValueError names its CSV line and
+        path."""
+        try:
+            return self.preprocess(open_image(self.path(image)))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.where(image)}: {error}") from None
+
+    def __len__(self):
+        return len(self.captions)
+
+    def __getitem__(self, row):
+        return self.pixels(self.image_of[row]), self.captions[row]

@@ -1,0 +1,72 @@
+"""From anything that holds frames to rows of a tower, with the next frames decoded while these are encoded.
+
+for item, rows, error in encode_ahead(paths, open_frames, vision.parts):
+    rows     # one (dim,) float32 unit row on the CPU per tower, or None
+    error    # why this item has none, or None
+"""
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+
+
+def encode_ahead(items, read, towers, batch_size=32, workers=None):
+    """Yield (item, rows, error) for each item, in order.
+
+    `read(item)` gives the item's frames, a list of RGB PIL images, and is called from `workers` threads
+    (default: one per core); the OSError or ValueError that it raises is yielded as `error`. An image is one
+    frame. The row of several frames is the mean of their rows, scaled to norm 1. Towers see about
+    `batch_size` frames at a time. Raises ValueError for a tower that gives rows without norm 1."""
+
+    def pixels(item):
+        try:
+            frames = read(item)
+            return [torch.stack([tower.preprocess(frame) for frame in frames]) for tower in towers], None
+        except (OSError, ValueError) as error:
+            return None, error
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        decoded = _ahead(pool, pixels, items, 2 * batch_size)
+        while batch := list(islice(decoded, batch_size)):
+            rows = _encode([found for _, (found, _) in batch if found is not None], towers)
+            for item, (found, error) in batch:
+                yield item, next(rows) if found is not None else None, error
+
+
+def _encode(pixels, towers):
+    """Yield, for each entry of `pixels` ([(frames, ...) per tower]), its rows: one (dim,) per tower."""
+    if not pixels:
+        return
+    columns = [_mean_rows(tower, [entry[i] for entry in pixels]) for i, tower in enumerate(towers)]
+    yield from zip(*columns)
+
+
+def _mean_rows(tower, clips):
+    """(len(clips), dim) unit rows of one tower, one per clip (frames, ...)."""
+    rows = tower.encode(torch.cat(clips)).float().cpu()  # (all frames, dim)
+    if not ((rows.norm(dim=1) - 1).abs() < 0.01).all():  # NaN too
+        raise ValueError(
+            f"tower {tower.name} gave rows that are not finite and of norm 1; its weights may be damaged"
+        )
+    if all(len(clip) == 1 for clip in clips):
+        return rows
+    return F.normalize(
+        torch.stack([part.mean(0) for part in rows.split([len(clip) for clip in clips])]), dim=1
+    )
+
+
+def _ahead(pool, function, items, count):
+    """Yield (item, function(item)) in order, with the results of the next `count` items being computed
+    meanwhile."""
+    queue = deque()
+    for item in items:
+        queue.append((item, pool.submit(function, item)))
+        if len(queue) > count:
+            item, future = queue.popleft()
+            yield item, future.result()
+    for item, future in queue:
+        yield item, future.result()
