@@ -1,8 +1,97 @@
-"""Numbers in, PNG out. Figures are made without pyplot, so a notebook's own backend is left alone."""
+"""Numbers in; rows of a table, a PNG or a model card out.
+
+print(retrieval_header())
+print(retrieval_row("this model", metrics.retrieval(predicted, text, image_of)))
+curves(history, chance, "runs/default/curves.png")
+confusion(counts, ["dog", "cat"], "runs/default/confusion.png")
+card(model.config, model.record, parameters=918912)    # Markdown
+
+Figures are made without pyplot, so the backend of a notebook stays as it is.
+"""
+
+from models.files import replacing
+from models.metrics import KS
+
+WAYS = {"text_retrieval": "image to text", "image_retrieval": "text to image"}  # by their name in metrics
+NAME_WIDTH = 30
+CARD = """---
+{header}
+---
+
+# A small VL-JEPA: {vision[name]} to {text[name]}
+
+A predictor of {parameters:,} parameters. From the features of an image it predicts the embedding of a
+caption, in the space of a frozen text tower ([VL-JEPA, arXiv 2512.10942](https://arxiv.org/abs/2512.10942)).
+The towers are not part of this model; their hashes are checked when it is loaded.
+
+```python
+from models.vljepa import VLJEPA
+
+model = VLJEPA.from_pretrained("this folder or repository")
+model.classify("photo.jpg", ["a dog", "a cat"])
+```
+
+## Towers
+
+| | name | SHA-256 of the weights |
+|---|---|---|
+| image | {vision[name]} | {vision[sha256]} |
+| text | {text[name]} | {text[sha256]} |
+
+## Data
+
+{images:,} images with {captions:,} captions, from `{source}`. SHA-256 of the names and captions: {data}.
+
+## Results
+
+{results}
+
+## Recipe
+
+Epoch {epoch} of {epochs}. The flags of train.py:
+
+| flag | value |
+|---|---|
+{flags}
+
+## Limits
+
+The model repeats what its captions say, with their biases. Labels are ranked against each other: the highest
+score is the best of the labels offered, and none of them may be right.
+"""
+
+
+def retrieval_header(first="", width=NAME_WIDTH):
+    """The line above rows of `retrieval_row`."""
+    return f"{first:{width}} | " + " | ".join(f"{way} R@1/5/10, median" for way in WAYS.values())
+
+
+def retrieval_row(name, metrics, width=NAME_WIDTH):
+    """One line: recalls in percent and median ranks, both ways. `metrics` is a dict of `metrics.retrieval`
+    (fractions); without medians their columns are blank, and with None all are."""
+    return f"{name:{width}} | " + " | ".join(_cells(metrics or {}, way) for way in WAYS)
+
+
+def interval_rows(intervals):
+    """Two lines below a row: the bounds of its 95 % interval. `intervals` is {key: (low, high)}, as
+    `metrics.intervals` gives it."""
+    bounds = ("lower", "upper")
+    rows = ({key: pair[i] for key, pair in intervals.items()} for i in range(2))
+    return [retrieval_row(f"  95 % interval, {bound}", row) for bound, row in zip(bounds, rows)]
+
+
+def _cells(metrics, way):
+    """Three recalls and a median rank, 30 characters."""
+    recalls = [metrics.get(f"{way}_recall@{k}") for k in KS]
+    median = metrics.get(f"{way}_median_rank")
+    cells = ["" if recall is None else f"{100 * recall:.1f}" for recall in recalls]
+    return "".join(f"{cell:>7}" for cell in cells) + f"{'' if median is None else format(median, 'g'):>9}"
 
 
 def curves(history, chance, path):
-    """Losses left; held-out R@1 both ways beside chance right. `history` is what log.jsonl holds, a dict an epoch."""
+    """Write a PNG: losses on the left, held-out R@1 both ways with chance on the right. `history` is what
+    log.jsonl holds, one dict per epoch; `chance` is that of `metrics.chance`, or None where nothing was held
+    out."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -13,30 +102,89 @@ def curves(history, chance, path):
             left.plot(epochs, [entry[key] for entry in history], "o-", markersize=3, label=label)
     left.set(xlabel="epoch", ylabel="loss")
     left.legend()
-    for key, label in (
-        ("text_retrieval_recall@1", "image to text"),
-        ("image_retrieval_recall@1", "text to image"),
-    ):
+    for way, label in WAYS.items():
+        key = f"{way}_recall@1"
         if key in history[-1]:
-            (line,) = right.plot(
-                epochs, [100 * entry[key] for entry in history], "o-", markersize=3, label=label
-            )
+            percent = [100 * entry[key] for entry in history]
+            (line,) = right.plot(epochs, percent, "o-", markersize=3, label=label)
             right.axhline(100 * chance[key], linestyle=":", color=line.get_color(), label=f"{label}, chance")
             right.legend()
     right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))
-    figure.savefig(path, dpi=100)
+    _write(figure, path)
 
 
 def confusion(counts, names, path):
-    """counts (C, C), row the true class, column the predicted, shown as shares of the row."""
+    """Write a PNG of counts (C, C), row the true class and column the predicted, each as a share of its
+    row."""
     from matplotlib.figure import Figure
 
-    side = min(3 + 0.25 * len(names), 30)
+    side = min(3 + 0.25 * len(names), 30)  # inches
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    shown = axis.imshow(counts / counts.sum(1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="Blues")
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
     axis.set_xticklabels(names, rotation=90)
     axis.set_yticklabels(names)
-    figure.colorbar(shown, label="share of the true class")
-    figure.savefig(path, dpi=100)
+    figure.colorbar(image, label="share of the true class")
+    _write(figure, path)
+
+
+def _write(figure, path):
+    with replacing(path) as new:
+        figure.savefig(new, format="png", dpi=100)
+
+
+def card(config, record, parameters, results=None):
+    """The model card, Markdown. `config` and `record` are those of a VLJEPA, `parameters` how many numbers
+    the predictor has. `results` is what `eval.py --csv ... --json FILE` writes; without it, the held-out
+    results of training."""
+    recipe = config["recipe"]
+    return CARD.format(
+        header=_card_header(),
+        **config["towers"],
+        parameters=parameters,
+        images=config["images"],
+        captions=config["captions"],
+        source=recipe.get("shards") or recipe["csv"],
+        data=config["data"],
+        results=_card_results(results, record.get("held_out")),
+        epoch=record["epoch"],
+        epochs=recipe["epochs"],
+        flags="\n".join(f"| {name} | {value} |" for name, value in sorted(recipe.items())),
+    )
+
+
+def _card_header():
+    """The metadata block of the card, YAML."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        language="en",
+        library_name="vl-jepa",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["vl-jepa", "image-text-retrieval", "model_hub_mixin"],
+    )
+    return data.to_yaml()
+
+
+def _card_results(results, held_out):
+    """A sentence and a table, or the reason why there are none."""
+    found = results or held_out
+    if not found:
+        return "None: no image was held out in training, and no results of `eval.py --json` were given."
+    note = "" if results else " The epoch was chosen by these images, which flatters it a little."
+    lines = [
+        f"Recall@k (hit rate) in percent over {found['images']:,} images and {found['captions']:,} captions "
+        f"of {found['dataset']}, with the 95 % interval of a bootstrap over images.{note}",
+        "",
+        "| | R@1 | R@5 | R@10 |",
+        "|---|---|---|---|",
+    ]
+    for way, label in WAYS.items():
+        cells = []
+        for key in (f"{way}_recall@{k}" for k in KS):
+            low, high = found["interval_95"][key]
+            cells.append(f"{100 * found['metrics'][key]:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
