@@ -104,7 +104,7 @@ class Decoder(nn.Module):
             )
         if temperature <= 0 or noise < 0:
             raise ValueError(
-                f"temperature {temperature} and noise {noise}; the first must be over 0, the second at least 0"
+                f"temperature {temperature} and noise {noise}; they must be over 0 and at least 0"
             )
         tokenizer = _learn_tokenizer(captions, vocab)
         lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(captions)]
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
         ValueError for embeddings of another shape."""
         if embeddings.dim() != 2 or embeddings.shape[1] != self.memory.shape[1]:
             raise ValueError(
-                f"embeddings of shape {tuple(embeddings.shape)}; give (B, {self.memory.shape[1]}) to this decoder"
+                f"embeddings of shape {tuple(embeddings.shape)}; give (B, {self.memory.shape[1]})"
             )
         self.eval()
         captions = []
