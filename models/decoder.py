@@ -28,18 +28,7 @@ END = 0  # the token that ends a caption
 IGNORED = -100  # the target of padding
 LONGEST = 64  # tokens; a longer caption is cut
 MIXED = 256  # captions in the noise of a step
-NEEDED = (
-    "text_sha256",
-    "vocab",
-    "width",
-    "layers",
-    "heads",
-    "dropout",
-    "longest",
-    "temperature",
-    "noise",
-    "sha256",
-)
+NEEDED = set("text_sha256 vocab width layers heads dropout longest temperature noise sha256".split())
 
 
 class Decoder(nn.Module):
@@ -56,21 +45,16 @@ class Decoder(nn.Module):
         self.config = config
         self.register_buffer("memory", memory.half().float())
         self.prefix = nn.Linear(memory.shape[1], config["width"])
+        sizes = dict(n_embd=config["width"], n_layer=config["layers"], n_head=config["heads"])
         # No dropout on attention weights: it rules out the fused kernel, and an epoch takes longer.
+        dropout = dict(resid_pdrop=config["dropout"], embd_pdrop=config["dropout"], attn_pdrop=0.0)
+        ends = dict(bos_token_id=END, eos_token_id=END, pad_token_id=END)
         self.network = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=config["vocab"],
                 n_positions=config["longest"] + 1,
-                n_embd=config["width"],
-                n_layer=config["layers"],
-                n_head=config["heads"],
-                resid_pdrop=config["dropout"],
-                embd_pdrop=config["dropout"],
-                attn_pdrop=0.0,
                 activation_function="gelu_pytorch_tanh",
-                bos_token_id=END,
-                eos_token_id=END,
-                pad_token_id=END,
+                **sizes | dropout | ends,
             )
         )
 
@@ -108,18 +92,11 @@ class Decoder(nn.Module):
             )
         tokenizer = _learn_tokenizer(captions, vocab)
         lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(captions)]
-        config = dict(
-            format=FORMAT,
-            text_sha256=text_sha256,
-            vocab=tokenizer.get_vocab_size(),
-            width=width,
-            layers=layers,
-            heads=heads,
-            dropout=dropout,
-            longest=min(LONGEST, 1 + max(lengths)),
-            temperature=temperature,
-            noise=noise,
+        size = dict(
+            vocab=tokenizer.get_vocab_size(), width=width, layers=layers, heads=heads, dropout=dropout
         )
+        config = dict(format=FORMAT, text_sha256=text_sha256, longest=min(LONGEST, 1 + max(lengths)))
+        config |= size | dict(temperature=temperature, noise=noise)
         return cls(tokenizer, embeddings.cpu(), config)
 
     def project(self, embeddings):
@@ -299,7 +276,7 @@ def _read_config(folder):
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not JSON ({error}); train the decoder again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not set(NEEDED) <= set(config):
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not NEEDED <= config.keys():
         raise ValueError(f"{path}: not the configuration of a decoder of apps.decode ({FORMAT!r})")
     for name in FILES:
         found = sha256(folder / name)

@@ -49,18 +49,6 @@ class Exported:
                 f"the one here has {self.text.sha256}; their embeddings do not mix"
             )
 
-    @property
-    def identity(self):
-        """A hex digest of all that an embedding depends on."""
-        return f"{self.vision.sha256} {self.text.key}"
-
-    @property
-    def trained_on(self):
-        """Raises ValueError: the file does not name the images."""
-        raise ValueError(
-            f"{self.vision.path}: does not name the images it was trained on; take the run folder (--run)"
-        )
-
     def predict(self, features, places=None, question=None):
         """(B, Dt) rows of `vision`, on the text tower's device. ValueError when there is a question."""
         if question is not None:
@@ -94,13 +82,11 @@ class ExportedTower:
         One image at a time: int8 scales are taken over the whole input, so in a batch a row would depend on
         its neighbours. Raises ValueError when the session fails, for embeddings that are not finite, and when
         asked for places."""
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
-
         if places:
             raise ValueError(f"{self.path}: has no places; take the run folder (--run)")
         try:
             rows = [self.session.run(None, {"pixels": image.cpu().numpy()})[0] for image in images.split(1)]
-        except (Fail, InvalidArgument, RuntimeException) as error:
+        except _runtime_errors() as error:
             raise ValueError(
                 f"{self.path}: ONNX Runtime fails on pixels {tuple(images.shape)} ({_first_line(error)})"
             ) from None
@@ -140,7 +126,6 @@ def read(path):
     """(session, preprocess, config, record) of a file of `apps.export`. Raises as `Exported` does. Nothing
     outside the file is read, and its graph is not run before its format is checked."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
     data, metadata = _one_file(path)
     options = onnxruntime.SessionOptions()
@@ -157,18 +142,7 @@ def read(path):
         shape = pixels_shape(specs)
         if (inputs.name, *inputs.shape[1:], len(outputs.shape)) != ("pixels", *shape, 2):
             raise ValueError(f"it takes {inputs.name} {inputs.shape}, and its metadata describe {shape}")
-    except (
-        ort.Fail,
-        ort.InvalidArgument,
-        ort.InvalidGraph,
-        ort.InvalidProtobuf,
-        ort.NotImplemented,
-        ort.RuntimeException,
-        ValueError,
-        LookupError,
-        TypeError,
-        OverflowError,
-    ) as error:
+    except (*_runtime_errors(), ValueError, LookupError, TypeError, OverflowError) as error:
         raise _foreign(path, f"{type(error).__name__}: {_first_line(error)}") from None
     return session, preprocess, config, record
 
@@ -196,6 +170,14 @@ def _one_file(path):
     return data, metadata
 
 
+def _runtime_errors():
+    """What ONNX Runtime raises for a graph or an input that it cannot run: they share no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    graph = (ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
+    return (ort.Fail, ort.InvalidArgument, ort.RuntimeException, *graph)
+
+
 def _tensors(message):
     """Every TensorProto in a protobuf message, at any depth: initializers, attributes, subgraphs,
     functions."""
@@ -211,7 +193,7 @@ def _tensors(message):
 
 def _foreign(path, reason):
     return ValueError(
-        f"{path}: not a whole model of this project ({reason}); make one with python -m apps.export --out {path}"
+        f"{path}: not a whole model of this project ({reason}); make one: python -m apps.export --out {path}"
     )
 
 

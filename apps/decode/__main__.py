@@ -13,15 +13,6 @@ from pathlib import Path
 
 from models.script import add_model_flags, parser, run
 
-# BLEU-4 / CIDEr on (COCO, Flickr30k), Karpathy's test splits: the in-domain tables of Fei et al., ICCV 2023
-# (README of github.com/FeiElysia/ViECap). CapDec and DeCap learn from the captions of that data set alone,
-# ZeroCap and MAGIC steer GPT-2.
-PUBLISHED = {
-    "ZeroCap 2022": ((7.0, 34.5), (5.4, 16.8)),
-    "MAGIC 2022": ((12.9, 49.3), (6.4, 20.4)),
-    "CapDec 2022": ((26.4, 91.8), (17.7, 39.1)),
-    "DeCap 2023": ((24.7, 91.2), (21.2, 56.7)),
-}
 NEAREST, DECODER = "nearest training caption", "decoder"  # rows of the table
 NEIGHBOURS = 40  # of the consensus; 5 to 320 were tried on held-out training images of Flickr8k
 SHAPE = (
@@ -245,9 +236,6 @@ def score(args, model):
     print_scores(results, args.seed)
     if decoder:
         print(f"written in {seconds:.0f} s")
-    print("published, other data sets (COCO; Flickr30k), CLIP's towers, another tokeniser: BLEU-4 / CIDEr")
-    for name, figures in PUBLISHED.items():
-        print(f"  {name:32} " + ";   ".join(f"{b:5.1f} / {c:5.1f}" for b, c in figures))
 
 
 def print_scores(results, seed):
