@@ -1,16 +1,15 @@
-"""Words from an embedding: a small causal transformer that writes a caption.
+"""A small causal transformer that writes a caption for an embedding.
 
     decoder = Decoder.build(captions, text.encode(captions), text.sha256)
-    for steps, loss in decoder.fit(captions): ...               # captions alone: no image is seen
+    for steps, loss in decoder.fit(captions): ...               # from captions alone, without images
     decoder.save("runs/default/decoder")
-    Decoder.load("runs/default/decoder").write(model.encode_image("photo.jpg"))   # ["a dog runs on the beach"]
+    Decoder.load("runs/default/decoder").write(model.encode_image("photo.jpg"))   # ["a dog on the beach"]
 
-The Y-decoder of VL-JEPA (Chen et al., arXiv 2512.10942), trained as DeCap is (Li et al., ICLR 2023): what it
-reads is never an embedding itself but that embedding's projection onto the captions it remembers, where
-predicted and true embeddings look alike; in training with noise on it first (as in CapDec, Nukrai et al.,
+This is the Y-decoder of VL-JEPA (Chen et al., arXiv 2512.10942), trained as in DeCap (Li et al., ICLR 2023).
+It never reads an embedding itself but its projection onto the embeddings of the training captions, where
+predicted and true embeddings look alike. In training, noise is added first (as in CapDec, Nukrai et al.,
 EMNLP 2022)."""
 
-import hashlib
 import json
 import math
 import os
@@ -21,50 +20,41 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.files import sha256
+
 FORMAT = "vl-jepa decoder 1"
 FILES = ("model.safetensors", "tokenizer.json")
 END = 0  # the token that ends a caption
-LONGEST = 64  # tokens; what is longer is cut there
-NEEDED = (
-    "text_sha256",
-    "vocab",
-    "width",
-    "layers",
-    "heads",
-    "dropout",
-    "longest",
-    "temperature",
-    "noise",
-    "sha256",
-)
+IGNORED = -100  # the target of padding
+LONGEST = 64  # tokens; a longer caption is cut
+MIXED = 256  # captions in the noise of a step
+NEEDED = set("text_sha256 vocab width layers heads dropout longest temperature noise sha256".split())
 
 
 class Decoder(nn.Module):
-    """Made by `Decoder.build` or `Decoder.load`. `config` is what config.json holds, `memory` (M, Dt) float32
-    the embeddings of the captions it was trained on, rounded to float16, which is how they are kept."""
+    """Made by `Decoder.build` or `Decoder.load`.
+
+    `config` is what config.json holds. `memory` (M, Dt) float32 holds the embeddings of the training
+    captions, rounded to float16, as they are saved."""
 
     def __init__(self, tokenizer, memory, config):
         from transformers import GPT2Config, GPT2LMHeadModel
 
         super().__init__()
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer = tokenizer
+        self.config = config
         self.register_buffer("memory", memory.half().float())
         self.prefix = nn.Linear(memory.shape[1], config["width"])
-        # No dropout on attention weights: it keeps the fused kernel out, and an epoch takes longer.
+        sizes = dict(n_embd=config["width"], n_layer=config["layers"], n_head=config["heads"])
+        # No dropout on attention weights: it rules out the fused kernel, and an epoch takes longer.
+        dropout = dict(resid_pdrop=config["dropout"], embd_pdrop=config["dropout"], attn_pdrop=0.0)
+        ends = dict(bos_token_id=END, eos_token_id=END, pad_token_id=END)
         self.network = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=config["vocab"],
                 n_positions=config["longest"] + 1,
-                n_embd=config["width"],
-                n_layer=config["layers"],
-                n_head=config["heads"],
-                resid_pdrop=config["dropout"],
-                embd_pdrop=config["dropout"],
-                attn_pdrop=0.0,
                 activation_function="gelu_pytorch_tanh",
-                bos_token_id=END,
-                eos_token_id=END,
-                pad_token_id=END,
+                **sizes | dropout | ends,
             )
         )
 
@@ -82,109 +72,74 @@ class Decoder(nn.Module):
         temperature=0.03,
         noise=2.0,
     ):
-        """An untrained decoder for M captions and their embeddings (M, Dt). `text_sha256` names the text
-        tower they come from. The vocabulary is learnt here; weights are drawn from torch's global generator.
-        `temperature` is in cosine, `noise` the largest norm of what `fit` adds to an embedding, whose own is
-        1; both were chosen on 593 held-out images of Flickr8k's training split (CIDEr-D 52.5, 53.5, 51.3,
-        51.0 at 0.02, 0.03, 0.04, 0.05; 52.6 with noise up to 1.5, 53.5 up to 2)."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        """An untrained decoder for M captions and their embeddings (M, Dt) from the text tower of this
+        SHA-256.
 
+        The vocabulary is learned from the captions; weights are drawn from torch's global generator.
+        `temperature` is in units of cosine, `noise` the largest norm of the noise that `fit` adds to an
+        embedding of norm 1. Both defaults were chosen on 593 held-out images of Flickr8k's training split
+        (CIDEr-D 52.5, 53.5, 51.3, 51.0 at temperature 0.02, 0.03, 0.04, 0.05; 52.6 with noise up to 1.5, 53.5
+        up to 2). Raises ValueError for fewer than two captions and for a temperature or noise out of
+        range."""
         if len(captions) != len(embeddings) or len(captions) < 2:
             raise ValueError(
-                f"{len(captions)} captions and {len(embeddings)} embeddings; a decoder needs two captions or more, and "
-                "one embedding for each"
+                f"{len(captions)} captions and {len(embeddings)} embeddings; a decoder needs at least two "
+                "captions, with one embedding each"
             )
         if temperature <= 0 or noise < 0:
             raise ValueError(
-                f"temperature {temperature} and noise {noise}; give a temperature over 0 and a noise of 0 or more"
+                f"temperature {temperature} and noise {noise}; they must be over 0 and at least 0"
             )
-        tokenizer = Tokenizer(models.BPE())  # over bytes: no text holds an unknown letter
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.ByteLevel(add_prefix_space=True),
-            decoders.ByteLevel(),
+        tokenizer = _learn_tokenizer(captions, vocab)
+        lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(captions)]
+        size = dict(
+            vocab=tokenizer.get_vocab_size(), width=width, layers=layers, heads=heads, dropout=dropout
         )
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-        )
-        tokenizer.train_from_iterator(captions, trainer)
-        longest = min(LONGEST, 1 + max(len(encoding.ids) for encoding in tokenizer.encode_batch(captions)))
-        return cls(
-            tokenizer,
-            embeddings.cpu(),
-            dict(
-                format=FORMAT,
-                text_sha256=text_sha256,
-                vocab=tokenizer.get_vocab_size(),
-                width=width,
-                layers=layers,
-                heads=heads,
-                dropout=dropout,
-                longest=longest,
-                temperature=temperature,
-                noise=noise,
-            ),
-        )
+        config = dict(format=FORMAT, text_sha256=text_sha256, longest=min(LONGEST, 1 + max(lengths)))
+        config |= size | dict(temperature=temperature, noise=noise)
+        return cls(tokenizer, embeddings.cpu(), config)
 
     def project(self, embeddings):
-        """(B, Dt) -> (B, Dt) unit rows: the mean of the remembered embeddings, weighted by softmax(cosine /
-        temperature)."""
+        """(B, Dt) -> (B, Dt) unit rows: the mean of the memory, weighted by softmax(cosine / temperature)."""
         scores = F.normalize(embeddings, dim=-1) @ self.memory.T / self.config["temperature"]  # (B, M)
         return F.normalize(scores.softmax(-1) @ self.memory, dim=-1)
 
     def forward(self, projected, tokens):
-        """Mean cross-entropy of tokens (B, T) int64 (-100: padding at the end), given what stands for their
-        captions (B, Dt)."""
-        read = torch.cat(
-            [self.prefix(projected)[:, None], self.network.transformer.wte(tokens[:, :-1].clamp_min(0))], 1
-        )  # (B, T, W)
-        hidden = self.network.transformer(inputs_embeds=read, use_cache=False).last_hidden_state
+        """The mean cross-entropy of captions, in nats per token. `projected` (B, Dt) is what `project` gives
+        for their embeddings, `tokens` (B, T) int64 ends in padding of -100."""
+        words = self.network.transformer.wte(tokens[:, :-1].clamp_min(0))
+        inputs = torch.cat([self.prefix(projected)[:, None], words], 1)  # (B, T, W)
+        hidden = self.network.transformer(inputs_embeds=inputs, use_cache=False).last_hidden_state
         real = tokens >= 0
         return F.cross_entropy(self.network.lm_head(hidden[real]), tokens[real])
 
     def fit(self, captions, epochs=6, batch_size=64, lr=1.5e-3, weight_decay=0.1, least_steps=300):
-        """Train on the captions it was built from, which stand in its memory in this order; a small
-        collection is passed over until `least_steps` are done. Yields (steps in all, loss) after each step.
-        Randomness comes from torch's global generator: on a CPU the same seed gives the same weights.
-        ValueError when the loss is no longer finite."""
-        device, count = self.memory.device, len(captions)
-        if count != len(self.memory):
+        """Train on the captions that `build` was called with, in the same order. A small collection is
+        repeated until `least_steps` are done.
+
+        Yields (number of all steps, loss) after each step. Randomness comes from torch's global generator: on
+        a CPU the same seed gives the same weights. Raises ValueError when the loss is not finite."""
+        if len(captions) != len(self.memory):
             raise ValueError(
-                f"{count} captions, but this decoder was built from {len(self.memory)}; fit takes the same"
+                f"{len(captions)} captions, but this decoder was built from {len(self.memory)}; give it those"
             )
-        tokens = [
-            torch.tensor((e.ids + [END])[: self.config["longest"]])
-            for e in self.tokenizer.encode_batch(captions)
-        ]
+        encodings = self.tokenizer.encode_batch(captions)
+        tokens = [torch.tensor((e.ids + [END])[: self.config["longest"]]) for e in encodings]
         centred = self.memory - self.memory.mean(0)
-        per_epoch = math.ceil(count / batch_size)
+        per_epoch = math.ceil(len(captions) / batch_size)
         steps = max(epochs * per_epoch, least_steps)
-        groups = [
-            dict(params=[p for p in self.parameters() if p.dim() > 1], weight_decay=weight_decay),
-            dict(params=[p for p in self.parameters() if p.dim() <= 1], weight_decay=0.0),
-        ]
-        optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+        optimiser = self._optimiser(lr, weight_decay)
         self.train()
         for step in range(steps):
             if step % per_epoch == 0:
                 batches = batches_by_length([len(t) for t in tokens], batch_size)
             batch = batches[step % per_epoch]
-            for group in optimiser.param_groups:  # a short rise, then half a cosine down to 0
-                group["lr"] = (
-                    lr * min(1, (step + 1) / (0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-                )
-            target = nn.utils.rnn.pad_sequence(
-                [tokens[i] for i in batch.tolist()], batch_first=True, padding_value=-100
-            ).to(device)
-            batch = batch.to(device)
-            # A predictor errs towards other captions, not in any direction: the noise is a random mixture of
-            # captions.
-            others = centred[torch.randint(count, (256,), device=device)]
-            mixture = (
-                torch.randn(len(batch), 256, device=device) @ others / 16
-            )  # (B, Dt), the captions' own covariance
-            noise = self.config["noise"] * torch.rand(len(batch), 1, device=device) * mixture
-            loss = self(self.project(self.memory[batch] + noise), target)
+            for group in optimiser.param_groups:
+                group["lr"] = _learning_rate(lr, step, steps)
+            target = nn.utils.rnn.pad_sequence([tokens[i] for i in batch.tolist()], True, IGNORED)  # (B, T)
+            noise = self._noise(centred, len(batch))  # (B, Dt)
+            projected = self.project(self.memory[batch.to(noise.device)] + noise)
+            loss = self(projected, target.to(noise.device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -192,17 +147,33 @@ class Decoder(nn.Module):
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(
-                    f"loss is {value} at step {step + 1} of {steps}; try a lower learning rate than {lr}"
+                    f"loss is {value} at step {step + 1} of {steps}; lower the learning rate ({lr})"
                 )
             yield steps, value
         self.eval()
 
+    def _optimiser(self, lr, weight_decay):
+        """AdamW, with weight decay on the matrices only."""
+        matrices = [p for p in self.parameters() if p.dim() > 1]
+        others = [p for p in self.parameters() if p.dim() <= 1]
+        groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+    def _noise(self, centred, count):
+        """(count, Dt): random mixtures of captions of norm up to `noise`, since the errors of a predictor
+        point towards other captions rather than in any direction. `centred` is the memory around its mean."""
+        device = centred.device
+        others = centred[torch.randint(len(centred), (MIXED,), device=device)]
+        mixture = torch.randn(count, MIXED, device=device) @ others / MIXED**0.5  # covariance of the captions
+        return self.config["noise"] * torch.rand(count, 1, device=device) * mixture
+
     @torch.no_grad()
     def write(self, embeddings, beams=3):
-        """(B, Dt) embeddings, predicted or true -> B captions, each the best of a beam search."""
+        """B captions for (B, Dt) embeddings, predicted or true: for each, the best of a beam search. Raises
+        ValueError for embeddings of another shape."""
         if embeddings.dim() != 2 or embeddings.shape[1] != self.memory.shape[1]:
             raise ValueError(
-                f"embeddings of shape {tuple(embeddings.shape)}; this decoder reads (B, {self.memory.shape[1]})"
+                f"embeddings of shape {tuple(embeddings.shape)}; give (B, {self.memory.shape[1]})"
             )
         self.eval()
         captions = []
@@ -219,8 +190,8 @@ class Decoder(nn.Module):
         return captions
 
     def save(self, folder):
-        """Write config.json, model.safetensors and tokenizer.json. The folder is made beside its place and
-        moved there whole."""
+        """Write config.json, model.safetensors and tokenizer.json to a new folder, which then takes the place
+        of `folder`. An error leaves the old folder alone."""
         from safetensors.torch import save
 
         folder = Path(folder)
@@ -229,12 +200,10 @@ class Decoder(nn.Module):
         try:
             new.mkdir()
             state = self.state_dict() | dict(memory=self.memory.half())
-            del state["network.lm_head.weight"]  # the token embeddings once more
+            del state["network.lm_head.weight"]  # shared with the token embeddings
             (new / "model.safetensors").write_bytes(save(state))
             self.tokenizer.save(str(new / "tokenizer.json"))
-            config = self.config | dict(
-                sha256={name: hashlib.sha256((new / name).read_bytes()).hexdigest() for name in FILES}
-            )
+            config = self.config | dict(sha256={name: sha256(new / name) for name in FILES})
             (new / "config.json").write_text(json.dumps(config, indent=1) + "\n")
             if folder.exists():
                 os.replace(folder, old)
@@ -245,41 +214,16 @@ class Decoder(nn.Module):
 
     @classmethod
     def load(cls, folder, device="cpu", text_sha256=None):
-        """The decoder that `save` wrote. FileNotFoundError when there is none; ValueError when a file is
-        damaged or foreign, or when it reads another text tower than the one of SHA-256 `text_sha256`."""
+        """The decoder that `save` wrote. Raises FileNotFoundError when there is none, and ValueError when a
+        file is damaged or foreign, or when `text_sha256` is not that of the text tower it was trained for."""
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder}: no decoder there; train one: python -m apps.decode train --run {folder.parent}"
-            )
-        try:
-            config = json.loads((folder / "config.json").read_bytes())
-        except ValueError as error:
-            raise ValueError(
-                f"{folder / 'config.json'}: not JSON ({error}); train the decoder again"
-            ) from None
-        if (
-            not isinstance(config, dict)
-            or config.get("format") != FORMAT
-            or any(key not in config for key in NEEDED)
-        ):
-            raise ValueError(
-                f"{folder}: not a decoder of this project's apps.decode (no format {FORMAT!r} in its config.json)"
-            )
-        # Checked before anything is parsed: files of two savings don't mix, and a flipped bit does not become
-        # a word.
-        for name in FILES:
-            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            if found != config["sha256"].get(name):
-                raise ValueError(
-                    f"{folder / name}: damaged, its SHA-256 {found} is not that of config.json; train the decoder again"
-                )
+        config = _read_config(folder)
         if text_sha256 not in (None, config["text_sha256"]):
             raise ValueError(
-                f"{folder}: reads embeddings of the text tower with SHA-256 {config['text_sha256']}, but this one has "
+                f"{folder}: for the text tower with SHA-256 {config['text_sha256']}, but this one has "
                 f"{text_sha256}; train the decoder again"
             )
         state = load_file(folder / "model.safetensors")
@@ -289,10 +233,56 @@ class Decoder(nn.Module):
 
 
 def batches_by_length(lengths, batch_size):
-    """One epoch's random batches (indices, int64) of items of alike length: each run of 50 batches is sorted,
-    so little is padding."""
+    """The batches of one epoch in random order: a list of indices (B,) int64 into `lengths`. Runs of 50
+    batches are sorted by length, so little of a batch is padding."""
     order = torch.randperm(len(lengths))
     lengths = torch.tensor(lengths)
     runs = [run[lengths[run].argsort(stable=True)] for run in order.split(50 * batch_size)]
     batches = [batch for run in runs for batch in run.split(batch_size)]
     return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+
+
+def _learn_tokenizer(captions, vocab):
+    """A byte-pair encoding of at most `vocab` tokens. It works on bytes, so it can write any text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<end>"],  # becomes token END
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return tokenizer
+
+
+def _learning_rate(lr, step, steps):
+    """A rise over the first 5 % of the steps, times half a cosine down to 0."""
+    return lr * min(1, (step + 1) / (0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def _read_config(folder):
+    """config.json as a dict, once the other files are found to match its hashes: files of two decoders are
+    not mixed, and a flipped bit does not change a word. Raises as `Decoder.load` does."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no decoder there; train one: python -m apps.decode train --run {folder.parent}"
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error}); train the decoder again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not NEEDED <= config.keys():
+        raise ValueError(f"{path}: not the configuration of a decoder of apps.decode ({FORMAT!r})")
+    for name in FILES:
+        found = sha256(folder / name)
+        if found != config["sha256"].get(name):
+            raise ValueError(
+                f"{folder / name}: damaged, its SHA-256 is {found} and not that in config.json; train the "
+                "decoder again"
+            )
+    return config

@@ -1,12 +1,13 @@
-"""An exported run: tower and predictor from one ONNX file, labels from the text tower here.
+"""A model from one ONNX file: image tower and predictor run by ONNX Runtime, the text tower by torch.
 
     model = Exported("model.int8.onnx")
-    model.encode_image(["a.jpg", image])          # (B, Dt) float32 unit rows, from ONNX Runtime: no image network of torch is built
+    model.encode_image(["a.jpg", image])          # (B, Dt) float32 unit rows
     model.encode_text(["a dog on a beach"])       # (M, Dt) float32 unit rows
 
-The file is made by `python -m apps.export` and says itself how an image becomes pixels."""
+`python -m apps.export` writes the file. Its metadata hold the preprocessing of images, and the public config
+and record of the model.
+"""
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -14,156 +15,171 @@ from pathlib import Path
 import torch
 
 from models.dataset import check_file
-from models.device import choose as choose_device
+from models.distributed import choose_device
+from models.files import sha256
 from models.text import TextEncoder
-from models.vision import joined_pixels, pixels
+from models.vision.pixels import joined_pixels, pixels
 from models.vljepa import VLJEPA
 
-FORMAT = "vl-jepa onnx 1"  # under the key 'format' of the file's metadata; beside it 'preprocess' and 'state', both JSON
-LARGEST = 2**31 - 1  # bytes of a protobuf message: what one file can hold
+FORMAT = "vl-jepa onnx 2"  # metadata key 'format'; 'config', 'record' and 'preprocess' are JSON
+LARGEST = 2**31 - 1  # bytes of a protobuf message, so of one file
 
 
 class Exported:
-    """VLJEPA's verbs over an ONNX file. `vision` stands where a VisionEncoder would, `state` is what
-    `apps.export` kept of the checkpoint: towers, configuration and recipe, and neither paths nor the names of
-    the training images."""
+    """The verbs of VLJEPA over an ONNX file. `config` and `record` are those of the exported model, `vision`
+    is an ExportedTower, whose rows are predictions already."""
 
-    encode_image, encode_text, classify = VLJEPA.encode_image, VLJEPA.encode_text, VLJEPA.classify
+    knows_training_images = False
+    encode_image = VLJEPA.encode_image
+    encode_text = VLJEPA.encode_text
+    classify = VLJEPA.classify
 
     def __init__(self, path, device="cpu"):
-        """FileNotFoundError when there is no such file; ValueError when it is damaged, foreign, keeps its
-        weights in other files, or was made with another text tower than the one here. `device` is the text
-        tower's; ONNX Runtime stays on the CPU."""
-        session, preprocess, self.state = read(path)
-        self.vision = ExportedTower(path, session, preprocess, self.state["towers"]["vision"]["name"])
-        made_with = self.state["towers"]["text"]
-        self.text = TextEncoder(choose_device(device), made_with["name"])
-        if self.text.sha256 != made_with["sha256"]:
+        """`device` is that of the text tower; ONNX Runtime stays on the CPU. Raises FileNotFoundError when
+        there is no such file; ValueError when it is damaged or foreign, keeps weights in other files, or was
+        made with another text tower than the one here."""
+        session, preprocess, self.config, self.record = read(path)
+        self.recipe = self.config["recipe"]
+        self.vision = ExportedTower(path, session, preprocess, self.config["towers"]["vision"]["name"])
+        expected = self.config["towers"]["text"]
+        self.text = TextEncoder(choose_device(device), expected["name"], download=False)
+        if self.text.sha256 != expected["sha256"]:
             raise ValueError(
-                f"{path}: made with the text tower {made_with['name']} of SHA-256 {made_with['sha256']}, but the one here has "
-                f"{self.text.sha256}; embeddings of the two don't mix"
+                f"{path}: made with the text tower {expected['name']} of SHA-256 {expected['sha256']}, but "
+                f"the one here has {self.text.sha256}; their embeddings do not mix"
             )
 
-    def predict(self, image_features):
-        """(B, Dt) -> the same on the text tower's device: what the file gives are predictions already."""
-        return image_features.to(self.text.device)
+    def predict(self, features, places=None, question=None):
+        """(B, Dt) rows of `vision`, on the text tower's device. ValueError when there is a question."""
+        if question is not None:
+            raise ValueError(f"{self.vision.path}: takes no question; take the run folder (--run)")
+        return features.to(self.text.device)
 
 
 class ExportedTower:
-    """What `encode_archive` asks of a tower (`.name`, `.key`, `.preprocess`, `.encode`), with the predictor
-    behind it."""
+    """The tower contract (models/vision), with the predictor included in `encode`."""
 
-    parts = ()
+    clip_frames = 1
+    places_dim = 0
+    has_text = False
 
     def __init__(self, path, session, preprocess, name):
-        self.path, self.session, self.name = Path(path), session, name
-        self.key = hashlib.sha256(
-            self.path.read_bytes()
-        ).hexdigest()  # pixels too: the file says how they are made
-        transforms = [
-            partial(pixels, *(spec[key] for key in ("size", "mean", "std", "resize"))) for spec in preprocess
-        ]
-        self.preprocess = partial(joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
+        self.path = Path(path)
+        self.session = session
+        self.preprocess = preprocess
+        self.name = name
+        self.dim = session.get_outputs()[0].shape[1]
+        self.sha256 = self.key = sha256(path)  # the file holds the preprocessing too
+        self.device = torch.device("cpu")
 
-    def encode(self, images):
-        """(B, 3, S, S), or (B, P) for joined towers, float32 -> (B, Dt) float32 unit rows on the CPU.
+    @property
+    def parts(self):
+        return (self,)
 
-        One image at a time: the scales of dynamic int8 are taken over the whole input, so that an image's row
-        would change with its neighbours."""
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+    def encode(self, images, places=False):
+        """(B, 3, S, S) float32, or (B, D) for joined towers, -> (B, Dt) float32 unit rows on the CPU.
 
+        One image at a time: int8 scales are taken over the whole input, so in a batch a row would depend on
+        its neighbours. Raises ValueError when the session fails, for embeddings that are not finite, and when
+        asked for places."""
+        if places:
+            raise ValueError(f"{self.path}: has no places; take the run folder (--run)")
         try:
-            rows = [
-                torch.from_numpy(self.session.run(None, {"pixels": image.cpu().numpy()})[0])
-                for image in images.split(1)
-            ]
-        except (Fail, InvalidArgument, RuntimeException) as error:
+            rows = [self.session.run(None, {"pixels": image.cpu().numpy()})[0] for image in images.split(1)]
+        except _runtime_errors() as error:
             raise ValueError(
-                f"{self.path}: ONNX Runtime can't run it on pixels {tuple(images.shape)} ({_first_line(error)})"
+                f"{self.path}: ONNX Runtime fails on pixels {tuple(images.shape)} ({_first_line(error)})"
             ) from None
-        rows = torch.cat(rows)  # (B, Dt)
+        rows = torch.cat([torch.from_numpy(row) for row in rows])  # (B, Dt)
         if not torch.isfinite(rows).all():
-            raise ValueError(f"{self.path}: gave non-finite embeddings; export it again")
+            raise ValueError(f"{self.path}: gives embeddings that are not finite; export it again")
         return rows
 
     def encode_text(self, captions):
-        """None: the text tower that belongs to the image tower is not in the file."""
+        """Raises ValueError: the file holds no text tower."""
+        raise ValueError(f"{self.path}: holds no text tower of {self.name}")
+
+    def release(self):
+        """Does nothing: the session is small."""
+
+
+def preprocessing(specs):
+    """The function from a PIL RGB image to pixels, (3, S, S) float32, or one flat row for several towers.
+    `specs` are the `pixel_spec` of each tower. LookupError, TypeError or ValueError when one is malformed."""
+    transforms = []
+    for spec in specs:
+        mean, std = ([float(value) for value in spec[key]] for key in ("mean", "std"))
+        size, resize = spec["size"], spec["resize"]
+        if type(size) is not int or resize not in ("shortest", "squash") or (len(mean), len(std)) != (3, 3):
+            raise ValueError(f"preprocessing {spec}")
+        transforms.append(partial(pixels, size, mean, std, resize))
+    return partial(joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
+
+
+def pixels_shape(specs):
+    """The shape of what `preprocessing(specs)` gives: (3, S, S), or (D,) for several towers."""
+    sizes = [spec["size"] for spec in specs]
+    return (3 * sum(size**2 for size in sizes),) if len(sizes) > 1 else (3, sizes[0], sizes[0])
 
 
 def read(path):
-    """(session, preprocess, state) of a file of `apps.export`. Nothing outside the file is read, and nothing
-    in it is run before its format was found to be this project's."""
+    """(session, preprocess, config, record) of a file of `apps.export`. Raises as `Exported` does. Nothing
+    outside the file is read, and its graph is not run before its format is checked."""
     import onnxruntime
+
+    data, metadata = _one_file(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # errors arrive as exceptions
+    try:
+        specs, config, record = (json.loads(metadata[key]) for key in ("preprocess", "config", "record"))
+        preprocess = preprocessing(specs)
+        towers = [config["towers"][kind][key] for kind in ("vision", "text") for key in ("name", "sha256")]
+        if not all(isinstance(fact, str) for fact in towers) or not isinstance(config["recipe"], dict):
+            raise TypeError("its towers or recipe are malformed")
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
+        shape = pixels_shape(specs)
+        if (inputs.name, *inputs.shape[1:], len(outputs.shape)) != ("pixels", *shape, 2):
+            raise ValueError(f"it takes {inputs.name} {inputs.shape}, and its metadata describe {shape}")
+    except (*_runtime_errors(), ValueError, LookupError, TypeError, OverflowError) as error:
+        raise _foreign(path, f"{type(error).__name__}: {_first_line(error)}") from None
+    return session, preprocess, config, record
+
+
+def _one_file(path):
+    """(content, {key: text} of its metadata). Raises as `Exported` does."""
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file; make one with python -m apps.export --out {path}")
     path = check_file(path)
     data = path.read_bytes() if path.stat().st_size <= LARGEST else b""
-    foreign = f"{path}: not a whole model of this project; make one with python -m apps.export --out {path}"
     try:
         model = ModelProto.FromString(data)
     except DecodeError as error:
-        raise ValueError(f"{foreign} ({error})") from None
-    facts = {fact.key: fact.value for fact in model.metadata_props}
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"{foreign} (its format is {facts.get('format')!r}, not {FORMAT!r})")
+        raise _foreign(path, error) from None
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if metadata.get("format") != FORMAT:
+        raise _foreign(path, f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
     if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
         raise ValueError(
             f"{path}: keeps weights in other files, which are not read; a model of this project is one file"
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = (
-        torch.get_num_threads(),
-        4,
-    )  # errors come as exceptions
-    try:
-        preprocess, state = json.loads(facts["preprocess"]), json.loads(facts["state"])
-        towers = [state["towers"][kind][fact] for kind in ("vision", "text") for fact in ("name", "sha256")]
-        numbers = [value + 0.0 for spec in preprocess for value in spec["mean"] + spec["std"]]
-        sizes = [
-            spec["size"]
-            for spec in preprocess
-            if spec["resize"] in ("shortest", "squash") and type(spec["size"]) is int
-        ]
-        shape = [3 * sum(size**2 for size in sizes)] if len(sizes) > 1 else [3, sizes[0], sizes[0]]
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        (pixels,), (embedding,) = session.get_inputs(), session.get_outputs()
-        fits = (pixels.name, pixels.shape[1:], len(embedding.shape), len(numbers)) == (
-            "pixels",
-            shape,
-            2,
-            6 * len(sizes),
-        )
-        fits = (
-            fits
-            and all(isinstance(fact, str) for fact in towers)
-            and all(len(spec["mean"]) == 3 for spec in preprocess)
-        )
-    except (
-        ort.Fail,
-        ort.InvalidArgument,
-        ort.InvalidGraph,
-        ort.InvalidProtobuf,
-        ort.NotImplemented,
-        ort.RuntimeException,
-        ValueError,
-        LookupError,
-        TypeError,
-        OverflowError,
-    ) as error:
-        raise ValueError(f"{foreign} ({type(error).__name__}: {_first_line(error)})") from None
-    if not fits:
-        raise ValueError(
-            f"{foreign} (it takes {pixels.name} {pixels.shape}, and its metadata speak of {shape})"
-        )
-    return session, preprocess, state
+    return data, metadata
+
+
+def _runtime_errors():
+    """What ONNX Runtime raises for a graph or an input that it cannot run: they share no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    graph = (ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
+    return (ort.Fail, ort.InvalidArgument, ort.RuntimeException, *graph)
 
 
 def _tensors(message):
-    """Every TensorProto inside a protobuf message, however deep: initializers, attributes, subgraphs,
+    """Every TensorProto in a protobuf message, at any depth: initializers, attributes, subgraphs,
     functions."""
     for field, value in message.ListFields():
         if field.message_type is None:
@@ -173,6 +189,12 @@ def _tensors(message):
                 yield part
             else:
                 yield from _tensors(part)
+
+
+def _foreign(path, reason):
+    return ValueError(
+        f"{path}: not a whole model of this project ({reason}); make one: python -m apps.export --out {path}"
+    )
 
 
 def _first_line(error):

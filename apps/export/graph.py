@@ -1,0 +1,137 @@
+"""A trained model as one ONNX graph: written, quantised, and compared with torch."""
+
+import json
+
+import onnx
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from models.onnx_file import FORMAT, LARGEST, pixels_shape, preprocessing
+
+LIMIT = 1e-4  # largest difference of an embedding's element between torch and ONNX Runtime; 3e-7 was measured
+LIMIT_BF16 = 1e-2  # the same for a tower that torch runs in bfloat16: its file is in float32
+
+
+class Whole(nn.Module):
+    """`model.encode_image` of pixels in plain torch operations: (B, 3, S, S), or (B, D) for joined towers, ->
+    (B, Dt) unit rows."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.shapes = [pixels_shape([part.pixel_spec]) for part in model.vision.parts]
+        self.towers = nn.ModuleList(part.network for part in model.vision.parts)
+        self.predictor = model.predictor
+
+    def forward(self, pixels):
+        flat = pixels.flatten(1).split([c * h * w for c, h, w in self.shapes], dim=1)
+        rows = []
+        for tower, shape, x in zip(self.towers, self.shapes, flat):
+            rows.append(F.normalize(tower(x.view(-1, *shape)), dim=-1))  # (B, Dv)
+        features = torch.cat(rows, dim=1) / len(rows) ** 0.5
+        # A third dimension keeps the predictor's products out of oneDNN, which ONNX cannot express.
+        return self.predictor(features[:, None])[:, 0]  # (B, Dt)
+
+
+def noise(model, batch):
+    """Random pixels for the towers of a model, always the same: (batch, 3, S, S) float32, or (batch, D) for
+    joined towers."""
+    shape = pixels_shape([part.pixel_spec for part in model.vision.parts])
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def metadata(model):
+    """What the file holds beside its graph. All of it is public. Raises ValueError for a tower whose
+    preprocessing is not a resize, a crop and a normalisation: the file has no words for another."""
+    specs = [part.pixel_spec for part in model.vision.parts]
+    image = Image.effect_noise((301, 250), 90).convert("RGB")
+    for part, spec in zip(model.vision.parts, specs):
+        if not torch.equal(preprocessing([spec])(image), part.preprocess(image)):
+            raise ValueError(
+                f"image tower {part.name}: its preprocessing is more than a resize, a centre crop and a "
+                "normalisation, so it cannot be exported; take a run with another tower"
+            )
+    return dict(preprocess=specs, config=model.config, record=model.record, identity=model.identity)
+
+
+def write(model, path):
+    """Write the float32 file. Raises ValueError when the operations of a tower have no ONNX counterpart, or
+    its weights need more than one file."""
+    name, network = model.vision.name, Whole(model).eval()
+    size = sum(4 * p.numel() for p in network.state_dict().values())
+    if size > 0.95 * LARGEST:
+        raise ValueError(
+            f"{name}: {size / 1e9:.1f} GB of weights, and an ONNX file holds 2; take a run with a smaller "
+            "tower"
+        )
+    # With gradients the towers use torch's plain operations, not oneDNN's, which ONNX cannot express.
+    pixels = noise(model, 2).requires_grad_()
+    try:
+        program = torch.onnx.export(
+            network,
+            (pixels,),
+            dynamo=True,
+            dynamic_shapes=({0: "batch"},),
+            input_names=["pixels"],
+            output_names=["embedding"],
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(
+            f"image tower {name} cannot be exported by torch {torch.__version__}: {reason}"
+        ) from None
+    _save(program.model_proto, path, metadata(model))
+
+
+def quantise(path, out):
+    """Write the file at `path` with int8 matrix products to `out`: weights quantised per column, inputs at
+    run time (dynamic).
+
+    Weights keep 7 bits, because products of 8 and 8 bits overflow on processors without VNNI. Convolutions
+    stay float32: int8 for all of them was worse and slower, and static int8 faster but worse still
+    (docs/EXPERIMENTS.md, Quantisation)."""
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = out.with_suffix(".prepared")
+    quant_pre_process(path, prepared, skip_symbolic_shape=True)  # required by the quantiser
+    products = ["MatMul", "Gemm"]
+    quantize_dynamic(prepared, out, op_types_to_quantize=products, per_channel=True, reduce_range=True)
+    kept = {
+        entry.key: json.loads(entry.value)
+        for entry in onnx.load(path).metadata_props
+        if entry.key != "format"
+    }
+    _save(onnx.load(out), out, kept)
+
+
+def _save(proto, path, facts):
+    """Write with this project's metadata and without the exporter's, which name source lines and local
+    paths."""
+    onnx.helper.set_model_props(
+        proto, {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
+    )
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(proto, path)
+
+
+def check(model, exported, out):
+    """The largest difference of an embedding's element between torch and ONNX Runtime. ValueError when it is
+    over the limit."""
+    plain = all(part.dtype == torch.float32 for part in model.vision.parts)
+    limit = LIMIT if plain else LIMIT_BF16
+    pixels = noise(model, 3)
+    ours, theirs = model.encode_image(pixels).cpu(), exported.encode_image(pixels).cpu()  # (3, Dt)
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= limit:
+        cosine = (ours * theirs).sum(1).min().item()
+        raise ValueError(
+            f"{out}: not written, since ONNX Runtime's embeddings differ from torch's by {difference:.2g} "
+            f"(limit {limit:g}, lowest cosine {cosine:.5f}); try other versions of torch and onnxruntime"
+        )
+    return difference
