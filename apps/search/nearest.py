@@ -5,28 +5,26 @@ scores, found = top_k(queries, rows, 12)     # (Q, 12) float32, (Q, 12) int64, b
 
 import torch
 
+from models.onednn import linear
+
 
 def top_k(queries, rows, k):
-    """The k best rows for each query by dot product: (scores (Q, k) float32, indices (Q, k) int64), best first, equal scores in
-    any order; fewer than k when there are fewer rows. queries (Q, D) float32, rows (N, D) float32 or float16, which is widened
-    block by block, inside the processor's cache.
+    """(scores (Q, k) float32, indices (Q, k) int64) of the k best rows per query by dot product, best first.
 
-    Through oneDNN on a CPU: one query over a million rows of 384 float32 is bound by reading them (tools/bench.py: search)."""
-    onednn = queries.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(queries) > 0
-    size = 4096 if rows.dtype == torch.float16 else 65536  # rows at a time
-    best, at = (
-        queries.new_empty(len(queries), 0),
-        torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device),
-    )
+    Equal scores come in any order; fewer rows than k give fewer columns. queries (Q, D) float32, rows (N, D)
+    float32 or float16, widened in blocks that fit the processor's cache. One query over a million rows is
+    bound by reading them (tools/bench.py: search)."""
+    best = queries.new_empty(len(queries), 0)
+    at = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    if not len(queries):  # oneDNN refuses an empty batch
+        return best.new_empty(0, min(k, len(rows))), at.new_empty(0, min(k, len(rows)))
+    size = 4096 if rows.dtype == torch.float16 else 65536  # rows in a block
     for start in range(0, len(rows), size):
-        block = rows[start : start + size].float()
-        if onednn:
-            scores = torch.ops.mkldnn._linear_pointwise(queries, block, None, "none", [], "")  # (Q, size)
-        else:
-            scores = queries @ block.T
-        values, where = scores.topk(min(k, len(block)))
-        best, at = torch.cat([best, values], dim=1), torch.cat([at, where + start], dim=1)
+        scores = linear(queries, rows[start : start + size].float())  # (Q, size)
+        values, where = scores.topk(min(k, scores.shape[1]))
+        best = torch.cat([best, values], dim=1)
+        at = torch.cat([at, where + start], dim=1)
         if best.shape[1] > 32 * k or start + size >= len(rows):
-            best, kept = best.topk(min(k, best.shape[1]))
+            best, kept = best.topk(min(k, best.shape[1]))  # (Q, k)
             at = at.gather(1, kept)
     return best, at

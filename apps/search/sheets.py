@@ -1,106 +1,107 @@
 """Contact sheets: what a search found, as one picture or as one HTML file that works offline.
 
-    results = [(0.31, "photos/a.jpg"), ...]                       # (score, path), best first
-    save("dogs.html", results, "a dog", open_image)               # open_image: path -> RGB PIL image
-    sheet = grid(results, "a dog", open_image)                    # RGB PIL image; page(...) is the HTML as text
-    print(shown("photos/a.jpg"))                                  # fit for a terminal
+results = [(0.31, "photos/a.jpg"), ...]      # (score, path), best first
+save("dogs.html", results, "a dog")          # or "dogs.png"
+sheet = grid(results, "a dog")               # RGB PIL image; `page` returns the HTML as text
 
-Names of files are strangers' text: in a page they are escaped, in print their control characters are spelled out.
+File names are strangers' text: they are escaped in HTML, and control characters are spelled out.
 """
 
 import base64
 import html
 import io
+import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from urllib.parse import quote
 
+from apps.search.store import shown
+from models.files import printable, replacing
 
-def printable(text):
-    """Escape sequences and bytes that are no UTF-8 come out as \\x1b and \\udcff."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def shown(path):
-    """A path from the current folder, fit for a terminal."""
-    return printable(os.path.relpath(path))
-
-
-def thumbnails(paths, side, open_image):
-    """RGB images that fit a square of `side` pixels; grey where `open_image` raises OSError or ValueError, which is printed."""
-    from PIL import Image
-
-    def thumbnail(path):
-        try:
-            image = open_image(path)
-        except (OSError, ValueError) as error:
-            print(f"not shown: {error}; index again", file=sys.stderr)
-            return Image.new("RGB", (side, side), "lightgrey")
-        image.thumbnail((side, side))
-        return image
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(thumbnail, paths))
-
-
-def grid(results, title, open_image, columns=4, side=256):
-    """A contact sheet as an RGB image: the title, then a tile of `side` pixels for each (score, path)."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    gap, text = 16, 24  # pixels
-    width, height = columns * (side + gap) + gap, -(-len(results) // columns) * (side + text + gap) + 4 * gap
-    sheet = Image.new("RGB", (width, height), "white")
-    pen, font, large = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(22)
-
-    def fit(line, font, room):
-        while pen.textlength(line, font=font) > room:
-            line = line.rstrip("…")[:-1] + "…"
-        return line
-
-    pen.text((gap, gap), fit(title, large, width - 2 * gap), fill="black", font=large)
-    for n, ((score, path), image) in enumerate(
-        zip(results, thumbnails([path for _, path in results], side, open_image))
-    ):
-        x, y = gap + n % columns * (side + gap), 3 * gap + n // columns * (side + text + gap)
-        sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
-        pen.text((x, y + side + 5), f"{score:.3f}", fill="black", font=font)
-        pen.text(
-            (x + 48, y + side + 5),
-            fit(os.path.basename(shown(path)), font, side - 48),
-            fill="dimgrey",
-            font=font,
-        )
-    return sheet
-
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><title>{title}</title>
-<style>:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }} body {{ max-width: 1200px; margin: 2rem auto }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1.2rem }} figure {{ margin: 0 }}
+log = logging.getLogger(__name__)
+GAP = 16  # pixels between tiles
+LINE = 24  # pixels of a line of text
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }}
+body {{ max-width: 1200px; margin: 2rem auto }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1.2rem }}
+figure {{ margin: 0 }}
 img {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #8882; border-radius: 6px }}
 figcaption {{ overflow-wrap: anywhere; font-size: 13px }}</style><h1>{title}</h1><main>{figures}</main></html>
 """
 
 
-def page(results, title, folder, open_image):
-    """A contact sheet as one HTML text: thumbnails inside it, links from `folder` to the files, nothing fetched, no script."""
+def save(file, results, title):
+    """Write a contact sheet: the page for a name that ends in .html, else the picture as PNG."""
+    with replacing(file) as new:
+        if str(file).lower().endswith(".html"):
+            folder = os.path.dirname(os.path.abspath(file))
+            new.write_text(page(results, title, folder), encoding="utf-8")
+        else:
+            grid(results, title).save(new, format="PNG")
+
+
+def page(results, title, folder):
+    """A contact sheet as HTML: thumbnails inside it, links from `folder` to the files. It fetches nothing and
+    has no script."""
     figures = []
-    for (score, path), image in zip(results, thumbnails([path for _, path in results], 360, open_image)):
+    for (score, path), image in zip(results, thumbnails([path for _, path in results], 360)):
         image.save(jpeg := io.BytesIO(), "JPEG", quality=82)
-        link, name = quote(os.fsencode(os.path.relpath(path, folder))), html.escape(shown(path))
+        link = quote(os.fsencode(os.path.relpath(path, folder)))
+        name = html.escape(shown(path))
         source = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
         image = f'<a href="{link}"><img alt="{name}" src="{source}"></a>'
         figures.append(f"<figure>{image}<figcaption><b>{score:.4f}</b> {name}</figcaption></figure>")
     return PAGE.format(title=html.escape(title), figures="\n".join(figures))
 
 
-def save(file, results, title, open_image):
-    """Write a contact sheet: the page for a name that ends in .html, else the picture."""
-    if str(file).lower().endswith(".html"):
-        Path(file).write_text(
-            page(results, title, os.path.dirname(os.path.abspath(file)), open_image), encoding="utf-8"
-        )
-    else:
-        grid(results, title, open_image).save(file)
+def grid(results, title, columns=4, side=256):
+    """A contact sheet as an RGB image: the title, then a tile of `side` pixels for each result."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = -(-len(results) // columns)
+    width = columns * (side + GAP) + GAP
+    sheet = Image.new("RGB", (width, rows * (side + LINE + GAP) + 4 * GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    small, large = ImageFont.load_default(14), ImageFont.load_default(22)
+    pen.text((GAP, GAP), _fit(pen, title, large, width - 2 * GAP), fill="black", font=large)
+    images = thumbnails([path for _, path in results], side)
+    for n, ((score, path), image) in enumerate(zip(results, images)):
+        x = GAP + n % columns * (side + GAP)
+        y = 3 * GAP + n // columns * (side + LINE + GAP)
+        sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
+        name = _fit(pen, os.path.basename(shown(path)), small, side - 48)
+        pen.text((x, y + side + 5), f"{score:.3f}", fill="black", font=small)
+        pen.text((x + 48, y + side + 5), name, fill="dimgrey", font=small)
+    return sheet
+
+
+def thumbnails(paths, side):
+    """RGB images that fit a square of `side` pixels. What cannot be decoded is logged and shown grey."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(_thumbnail, side=side), paths))
+
+
+def _thumbnail(path, side):
+    from PIL import Image
+
+    from models.dataset import open_image
+
+    try:
+        image = open_image(path)
+    except (OSError, ValueError) as error:
+        log.warning("not shown: %s; index again", printable(str(error)))
+        return Image.new("RGB", (side, side), "lightgrey")
+    image.thumbnail((side, side))
+    return image
+
+
+def _fit(pen, line, font, room):
+    """`line`, shortened to `room` pixels."""
+    while pen.textlength(line, font=font) > room:
+        line = line.rstrip("…")[:-1] + "…"
+    return line

@@ -1,0 +1,176 @@
+"""Bring an index up to date with its folder.
+
+done = update("photos", "index.sqlite", run="runs/default")    # Update(scan=..., indexed=100, damaged=2, ...)
+
+Towers and predictor are loaded only when there is something to encode. Features come from the cache of
+train.py wherever it has them. Each batch is one transaction: a killed run leaves an index that can be
+searched, and the next one continues and ends with the same rows in the same order.
+"""
+
+import logging
+import os
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from apps.search.store import DEFAULT, opened, shown
+from models.files import printable, sha256, stamp
+
+log = logging.getLogger(__name__)
+CACHE = ".cache/features.sqlite"
+SKETCH = 256  # random directions: keep cosines to 0.01 (Johnson-Lindenstrauss) in 512 bytes
+
+
+class Scan(NamedTuple):
+    """What a folder holds. seen = len(found) + others + links + hidden."""
+
+    found: dict  # {path below the folder as bytes: stamp} of the files with the suffix of an image
+    seen: int
+    others: int  # files with another suffix
+    links: int  # symbolic links, not followed
+    hidden: int  # files and folders whose name starts with a dot
+
+
+class Update(NamedTuple):
+    """What `update` did. scan.seen = indexed + damaged + others + links + hidden."""
+
+    scan: Scan
+    indexed: int
+    damaged: int  # cannot be decoded
+    changed: int  # files that are new or changed since the last time
+    gone: int
+
+
+def update(
+    directory, file=DEFAULT, run="runs/default", device="auto", cache=CACHE, batch_size=32, quiet=True
+):
+    """Make `file` the index of the images below `directory`, and return an Update.
+
+    Files that cannot be decoded are logged once and read again only when they change. Raises ValueError for a
+    folder without images, which is what an unmounted disk looks like, and for the index of another folder;
+    the index stays as it is."""
+    root = Path(directory).resolve()
+    if not root.is_dir():
+        raise ValueError(f"{directory}: no such folder of images")
+    seen = scan(root)
+    if not seen.found:
+        passed = f"{seen.others:,} other files, {seen.links:,} links, {seen.hidden:,} hidden"
+        raise ValueError(f"{directory}: no images in it ({passed}); an earlier index of it is kept")
+    with opened(file, create=True) as store:
+        if store.root not in ("", str(root)):
+            raise ValueError(
+                f"{file}: is the index of {shown(store.root)}; name another file with --index, or delete it"
+            )
+        todo, gone = store.compare(root, seen.found)
+        trained = fingerprint(run)
+        if todo or not trained or store.meta.get("trained") != trained:
+            model, other = _adopt(store, root, run, device, trained)
+            if other:
+                todo, gone = sorted(seen.found), set()
+        if todo or gone:
+            with store.db:
+                store.put(complete="0", ann="")  # the approximate index holds other rows
+        if todo:
+            add(store, root, todo, seen.found, model, cache, batch_size, quiet)
+        with store.db:
+            store.remove(gone)
+            store.put(complete="1")
+        indexed = store.count()
+    return Update(seen, indexed, len(seen.found) - indexed, len(todo), len(gone))
+
+
+def scan(root):
+    """A Scan of a folder and those in it. A hidden folder counts as one, a folder that cannot be read is
+    logged. Links are not followed: an image is indexed once, under its own name."""
+    from PIL import Image
+
+    from models.dataset import FORMATS
+
+    extensions = Image.registered_extensions().items()
+    suffixes = {suffix.encode() for suffix, name in extensions if name in FORMATS}
+    found = {}
+    seen = others = links = hidden = 0
+    folders = [b""]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(os.path.join(os.fsencode(root), folder)))
+        except (PermissionError, FileNotFoundError) as error:
+            log.warning("passed over: %s", printable(str(error)))
+            continue
+        for entry in entries:
+            path = os.path.join(folder, entry.name)
+            if entry.name.startswith(b"."):
+                hidden += 1
+            elif entry.is_symlink():
+                links += 1
+            elif entry.is_dir():
+                folders.append(path)
+                continue
+            elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in suffixes:
+                try:
+                    found[path] = stamp(entry.stat())
+                except FileNotFoundError:  # deleted in between
+                    continue
+            else:
+                others += 1
+            seen += 1
+    return Scan(found, seen, others, links, hidden)
+
+
+def fingerprint(run):
+    """Text that changes when the model in a run folder does, found without torch; "" for no such folder."""
+    files = [Path(run, name) for name in ("config.json", "model.safetensors")]  # as in models/runs.py
+    return " ".join(sha256(path) for path in files if path.is_file())
+
+
+def place(run):
+    """What an index keeps as the name of its run: an absolute path, or the name of a model on the hub."""
+    return os.path.abspath(run) if Path(run).exists() else str(run)
+
+
+def _adopt(store, root, run, device, trained):
+    """(the model of `run`, whether the index was made with another, whose rows are then removed)."""
+    from models.vljepa import VLJEPA
+
+    model = VLJEPA.load(run, device)
+    other = store.meta.get("model", model.identity) != model.identity
+    if other:
+        log.warning("%s: made with another model; indexing all images again", store.path)
+    with store.db:
+        if other:
+            store.clear()
+        store.put(root=os.fsencode(root), model=model.identity, trained=trained, run=place(run), complete="0")
+    return model, other
+
+
+def add(store, root, todo, found, model, cache, batch_size, quiet):
+    """Write the images `todo` to the index in batches. What cannot be decoded is logged, with no row."""
+    import torch
+    import torch.nn.functional as F
+    from tqdm import tqdm
+
+    from models.features import encode_files
+
+    # Sketches are of the tower's features: the predictor leaves out what captions do not mention.
+    directions = torch.randn(model.vision.dim, SKETCH, generator=torch.Generator().manual_seed(0))
+    encoded = encode_files([root / os.fsdecode(path) for path in todo], model.vision, cache, batch_size)
+    with tqdm(total=len(todo), desc="images", unit="", disable=quiet) as bar:
+        for start in range(0, len(todo), batch_size):
+            batch = list(islice(encoded, batch_size))
+            rows = [file.row for file in batch if file.row is not None]
+            blobs = iter(())
+            if rows:
+                features = torch.stack(rows)  # (B, Dv)
+                predicted = model.predict(features).half().cpu()  # (B, Dt)
+                sketches = F.normalize(features @ directions, dim=-1).half()  # (B, SKETCH)
+                blobs = zip(predicted.numpy(), sketches.numpy())
+            with store.db:
+                for path, file in zip(todo[start : start + batch_size], batch):
+                    kept = (None, None)
+                    if file.row is None:
+                        log.warning("left out: %s", printable(file.error))
+                    else:
+                        kept = (blob.tobytes() for blob in next(blobs))
+                    store.write(path, found[path], file.digest, *kept)
+            bar.update(len(batch))
