@@ -8,7 +8,6 @@ and the number of the image: layout.py places things, captions.py describes them
 vocabulary.json holds the words.
 """
 
-import csv
 import json
 import sys
 from argparse import BooleanOptionalAction
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from models import script
 from models.files import replacing
+from tools.prepare import write_csv
 
 from .captions import article, captions, unique
 from .drawing import FONT, draw, load_font
@@ -62,12 +62,6 @@ def boxes(scene):
     for thing in scene.things:
         found.setdefault(article(thing.name), []).append(thing.box)
     return found
-
-
-def write_csv(path, rows):
-    """Write a captions file of (image name, caption) rows."""
-    with replacing(path) as new, open(new, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("image_name", "comment"), *rows])
 
 
 def work(args):
