@@ -1,4 +1,4 @@
-"""The archive that ships with the project: the images, the captions and the code that made them must agree."""
+"""The archive that ships with the project: its images, captions and code must agree."""
 
 import csv
 import json
