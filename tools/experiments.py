@@ -1,23 +1,25 @@
-"""Train several recipes on one warm cache and print a table: mean and standard deviation over seeds.
+"""Train several recipes on one feature cache and print a table: mean and standard deviation over seeds.
 
-    python -m tools.experiments --csv ../shared/flickr8k/train.csv --images ../shared/flickr8k/images
-    python -m tools.experiments ... --only retrieval "no input dropout" --seeds 5
-    python -m tools.experiments ... --eval-csv ../shared/flickr8k/dev.csv      the final check, not for choosing
+    python -m tools.experiments --csv train.csv --images images
+    python -m tools.experiments ... --only retrieval "--recipe retrieval --dropout 0.3" --seeds 5
+    python -m tools.experiments ... --eval-csv dev.csv      the final check, not for choosing
 
-Without --eval-csv a recipe is judged on images held out of the training CSV, another sixth of them for each seed.
+Without --eval-csv a recipe is scored on a sixth of the training images, held out, another sixth per seed.
 """
 
-import argparse
 import json
 import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-# name -> what is typed after `python train.py`. Each changes one thing of `retrieval`.
+from models import script
+
+# Name -> flags of train.py. All but the first three change one thing of `retrieval`.
 RECIPES = {
     "classic": "--recipe classic",
     "classic, InfoNCE": "--recipe classic --loss info_nce",
@@ -31,16 +33,15 @@ RECIPES = {
     "constant lr": "--recipe retrieval --schedule constant --warmup 0",
 }
 KEYS = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)]
+COLUMNS = "tower | recipe | flags | image to text R@1 / 5 / 10 | text to image | hub-corrected, both | s"
 
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = script.parser("python -m tools.experiments", __doc__)
     p.add_argument("--csv", default="caption.csv", help="captions to train on (default %(default)s)")
     p.add_argument("--images", default="my_image_archive", help="folder of its images (default %(default)s)")
-    p.add_argument(
-        "--eval-csv", help="captions to judge on, same folder of images (default: images held out of --csv)"
-    )
+    p.add_argument("--eval-csv", help="captions to score on, images in the same folder (default: held out)")
     p.add_argument(
         "--vision", nargs="+", default=["efficientnet-lite0"], help="image towers (default %(default)s)"
     )
@@ -48,94 +49,77 @@ def parse(argv):
         "--only",
         nargs="+",
         default=list(RECIPES),
-        help="recipes by name, or as train.py flags in quotes",
         metavar="RECIPE",
+        help="names of recipes, or flags in quotes",
     )
-    p.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default %(default)s)")
-    p.add_argument(
-        "--cache",
-        default=".cache/features.sqlite",
-        help="file that keeps the towers' outputs (default %(default)s)",
-    )
+    p.add_argument("--seeds", type=int, default=3, help="runs per recipe (default %(default)s)")
+    p.add_argument("--cache", default=".cache/features.sqlite", help="feature cache (default %(default)s)")
     return p.parse_args(argv)
 
 
-def run(args, vision, flags, seed, folder):
-    """({row name: metrics}, seconds of training): one training run and its verdict. Both are the commands a user types."""
-    data = ["--images", args.images, "--cache", args.cache, "--quiet"]
+def python(*command):
+    """Run `python SCRIPT ...`, without its output. Raises CalledProcessError when it fails."""
+    subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+
+
+def train(folder, *flags):
+    """Seconds of `train.py --run FOLDER FLAGS`."""
     began = time.perf_counter()
-    held_out = "0" if args.eval_csv else "0.1667"
-    subprocess.run(
-        [
-            sys.executable,
-            "train.py",
-            "--csv",
-            args.csv,
-            "--vision",
-            vision,
-            "--seed",
-            str(seed),
-            "--run",
-            folder,
-            *data,
-            "--val-fraction",
-            held_out,
-            *shlex.split(flags),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    seconds = time.perf_counter() - began
-    judged = ["--csv", args.eval_csv] if args.eval_csv else ["--csv", args.csv, "--held-out"]
+    python("train.py", "--run", folder, "--quiet", *flags)
+    return time.perf_counter() - began
+
+
+def score(folder, *flags):
+    """{row of the retrieval table: metrics} of `eval.py --run FOLDER FLAGS`."""
     report = Path(folder, "report.json")
-    subprocess.run(
-        [
-            sys.executable,
-            "eval.py",
-            "--run",
-            folder,
-            *judged,
-            *data,
-            "--hub-correction",
-            "--json",
-            str(report),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return json.loads(report.read_text())["rows"], seconds
+    python("eval.py", "--run", folder, "--quiet", "--json", report, *flags)
+    return json.loads(report.read_text(encoding="utf-8"))["rows"]
 
 
-def main(argv=None):
-    """Print a Markdown row a tower and recipe as each is done. Exit code 0; a run that fails raises CalledProcessError."""
-    args = parse(argv)
-    print(
-        f"trained on {args.csv}, judged on {args.eval_csv or 'images held out of it'}, {args.seeds} seeds; percent, mean ± deviation"
-    )
-    print(
-        "| tower | recipe | flags | image to text R@1 / 5 / 10 | text to image R@1 / 5 / 10 | hub-corrected, the same | s |"
-    )
-    print("|---|---|---|---|---|---|---|")
+def measure(args, vision, flags, seed):
+    """(rows of the retrieval table, seconds of training) of one run."""
+    data = ["--images", args.images, "--cache", args.cache]
+    fraction = 0 if args.eval_csv else 0.1667
+    scored = [args.eval_csv] if args.eval_csv else [args.csv, "--held-out"]
+    with TemporaryDirectory() as folder:
+        run = ["--vision", vision, "--seed", seed, "--val-fraction", fraction, *shlex.split(flags)]
+        seconds = train(folder, "--csv", args.csv, *data, *run)
+        return score(folder, "--csv", *scored, *data, "--hub-correction"), seconds
+
+
+def cell(runs, row, keys):
+    """'31.6 ± 0.8 / ...': mean and deviation of some metrics of a row over runs, in percent."""
+    shown = []
+    for key in keys:
+        values = [100 * rows[row][key] for rows, _ in runs]
+        deviation = statistics.stdev(values) if len(values) > 1 else 0
+        shown.append(f"{statistics.mean(values):.1f} ± {deviation:.1f}")
+    return " / ".join(shown)
+
+
+def work(args):
+    """Print a Markdown row for each tower and recipe as soon as it is done."""
+    scored = args.eval_csv or "images held out of it"
+    print(f"trained on {args.csv}, scored on {scored}, {args.seeds} seeds; percent, mean ± deviation")
+    print(f"| {COLUMNS} |\n|{'---|' * 7}")
     for vision in args.vision:
         for name in args.only:
             flags = RECIPES.get(name, name)
-            with tempfile.TemporaryDirectory() as folder:
-                runs = [run(args, vision, flags, seed, f"{folder}/{seed}") for seed in range(args.seeds)]
-            cells = []
-            for row in ("this model", "this model, hub-corrected"):
-                values = {key: [100 * rows[row][key] for rows, _ in runs] for key in KEYS}
-                mean = {k: statistics.mean(v) for k, v in values.items()}
-                spread = {k: statistics.stdev(v) if args.seeds > 1 else 0 for k, v in values.items()}
-                cells += [
-                    " / ".join(f"{mean[k]:.1f} ± {spread[k]:.1f}" for k in half)
-                    for half in (KEYS[:3], KEYS[3:])
-                ]
-            seconds = statistics.median(seconds for _, seconds in runs)
-            print(
-                f"| {vision} | {name} | `{flags}` | {cells[0]} | {cells[1]} | {cells[2]} ; {cells[3]} | {seconds:.0f} |",
-                flush=True,
+            runs = [measure(args, vision, flags, seed) for seed in range(args.seeds)]
+            plain, corrected = (
+                partial(cell, runs, "this model"),
+                partial(cell, runs, "this model, hub-corrected"),
             )
-    return 0
+            seconds = statistics.median(seconds for _, seconds in runs)
+            hub = f"{corrected(KEYS[:3])} ; {corrected(KEYS[3:])}"
+            cells = [vision, name, f"`{flags}`", plain(KEYS[:3]), plain(KEYS[3:]), hub, f"{seconds:.0f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main(argv=None):
+    """Exit code: 0 done, 1 failed, 130 interrupted. A run that fails raises CalledProcessError."""
+    args = parse(argv)
+    return script.run("experiments", lambda: work(args))
 
 
 if __name__ == "__main__":

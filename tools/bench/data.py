@@ -1,0 +1,75 @@
+"""What the rows measure on: captions of a CSV, CLIP with random weights, feature shards of random numbers."""
+
+import csv
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def captions_of(args):
+    """{image name: captions} of the first `--count` images of the CSV."""
+    found = {}
+    with open(args.csv, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["image_name"] in found or len(found) < args.count:
+                found.setdefault(row["image_name"], []).append(row["comment"])
+    return found
+
+
+def image_paths(args, count):
+    """Paths of the first `count` images of the CSV."""
+    return [Path(args.images, name) for name in list(captions_of(args))[:count]]
+
+
+@contextmanager
+def cached_clip():
+    """Yield (open_clip's CLIP ViT-B/16 with random weights, a Hugging Face cache that holds it as OpenAI's).
+
+    Speed does not depend on the weights. VisionEncoder finds them as long as the block runs."""
+    import open_clip
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    model, commit = open_clip.create_model("ViT-B-16-quickgelu").eval(), "0" * 40
+    with TemporaryDirectory() as folder:
+        repository = Path(folder, "models--timm--vit_base_patch16_clip_224.openai")
+        for place in (repository / "refs", repository / "snapshots" / commit):
+            place.mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(weights, repository / "snapshots" / commit / "open_clip_model.safetensors")
+        before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, folder
+        try:
+            yield model, folder
+        finally:
+            constants.HF_HUB_CACHE = before
+
+
+def feature_shards(folder, images, captions, per_shard=4_000):
+    """Write feature shards of random unit rows, `captions` per image, and return the pattern of the
+    tars that they stand for. All shards are alike, since speed does not depend on the numbers."""
+    import torch
+    from safetensors.torch import save_file
+
+    from models.features.shards import FORMAT
+    from models.text import TextEncoder
+    from models.vision import PACKAGED, VisionEncoder
+
+    vision, text = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu")
+    towers = dict(format=FORMAT, vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    image = torch.nn.functional.normalize(torch.randn(per_shard, vision.dim), dim=1).half()
+    caption = torch.nn.functional.normalize(torch.randn(per_shard * captions, text.dim), dim=1).half()
+    starts = range(0, images, per_shard)
+    for number, start in enumerate(starts):
+        n = min(per_shard, images - start)
+        names = json.dumps([f"{start + i}.jpg" for i in range(n)]).encode()
+        tensors = dict(
+            image=image[:n],
+            text=caption[: n * captions],
+            image_of=torch.arange(n * captions) // captions,
+            names=torch.frombuffer(bytearray(names), dtype=torch.uint8),
+        )
+        path = Path(folder, f"{number:05}.safetensors")
+        save_file(tensors, path, towers | dict(tar_sha256=f"random {start}"))
+    return f"{folder}/{{00000..{len(starts) - 1:05}}}.tar"
