@@ -1,17 +1,16 @@
 """How many decodes does selective decoding save at equal quality?
 
     python -m tools.video_bench --csv dev.csv --images photos --run runs/f8k --plot selective.png
-    python -m tools.video_bench --films 3                               on pictures of the drawn archive that were held out
+    python -m tools.video_bench --videos 3          on images of the drawn archive that were held out
 
-Makes films of photographs with known captions (each held 2 to 12 s under a moving camera, cuts and dissolves), reads them back, and
-decodes them with the same frames, embeddings and source of words for every system; systems differ in what they decode. Every frame is
-answered by the decode nearest to it in time (VL-JEPA, Chen et al., arXiv 2512.10942, section 4.6) or, "own segment", by that of the
-segment it lies in, as apps.video prints it; the two are one for uniform. Answers are scored against the captions of the photograph on
-screen, by CIDEr-D and by the text tower's cosine. A budget is a number of decodes a minute, met over all films together.
-Pictures the run was trained on are left out.
-"""
+Makes videos of captioned photographs (2 to 12 s each under a moving camera, cuts and dissolves) that the run
+was not trained on, and decodes them. All systems share frames, embeddings and source of words; they differ in
+what they decode. Every frame is answered by the decode nearest to it in time (VL-JEPA, Chen et al., arXiv
+2512.10942, section 4.6) or, "own segment", by that of the segment it lies in, as apps.video prints it; for
+uniform the two are the same. Answers are scored against the captions of the photograph on screen, by CIDEr-D
+and by the text tower's cosine. A budget is a number of decodes per minute, met over all videos together. Two
+runs on one machine print the same numbers."""
 
-import argparse
 import math
 import random
 import re
@@ -19,94 +18,57 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-BUDGETS = (
-    2,
-    3,
-    4,
-    5,
+from models import script
+
+BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 60, 120)  # decodes per minute; 120 is every frame by default
+REPORTED = (
     6,
     8,
     10,
     12,
-    15,
-    20,
-    30,
-    60,
-    120,
-)  # decodes a minute; 120 is every frame of --every 0.5
-REPORTED = (6, 8, 10, 12)  # budgets at which the saving is printed; the films change shot 8 times a minute
-SETTLE = 3.0  # seconds a streamed segment is watched before its words, as in apps.video
-DRAWS = 1000  # of the bootstrap over films
+)  # budgets for which the saving is printed; the videos change shot 8 times per minute
+SETTLE = 3.0  # seconds of a streamed segment before its words are written, as in apps.video
+DRAWS = 1000  # of the bootstrap over videos
 CHANGES = tuple(
     0.3 * 1.12**i for i in range(28)
-)  # thresholds of the streaming sweep, 0.3 to 6.4; units as apps.video's --change
-METRICS = ((1, "CIDEr-D"), (2, "cosine"))  # where `measure` puts them
+)  # streaming thresholds, 0.3 to 6.4; units of apps.video --change
+METRICS = {"CIDEr-D": 1, "cosine": 2}  # rows of the array that `measure` returns for a system
 UNIFORM = ("uniform, middle frame", "uniform, mean")
-SYSTEMS = (
-    *UNIFORM,
-    "selective, middle frame",
-    "selective, mean",
-    "selective, mean, own segment",
-    "streaming",
-    "streaming, own segment",
-)
+SELECTIVE = ("selective, middle frame", "selective, mean", "selective, mean, own segment")
+STREAMING = ("streaming", "streaming, own segment")
+SYSTEMS = UNIFORM + SELECTIVE + STREAMING
+
+
+class Setting(NamedTuple):
+    """One system at one setting, on one video of F frames."""
+
+    rows: object  # (S, Dt) unit rows to decode
+    answer: object  # (F,) int64: the decode that answers each frame
+    wait: float = 0.0  # mean seconds from a segment's first frame to its words
 
 
 def parse(argv):
     """The command line."""
-    p = argparse.ArgumentParser(
-        "python -m tools.video_bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument(
-        "--csv", default="caption.csv", help="captions file with image_name and comment (default %(default)s)"
-    )
-    p.add_argument(
-        "--images",
-        default="my_image_archive",
-        help="folder of its images (default %(default)s)",
-        metavar="DIR",
-    )
-    p.add_argument(
-        "--run", default="runs/default", help="run folder of train.py, or a checkpoint (default %(default)s)"
-    )
-    p.add_argument("--films", type=int, default=12, help="films to make (default %(default)s)", metavar="N")
-    p.add_argument(
-        "--minutes", type=float, default=2.0, help="length of each (default %(default)s)", metavar="MINUTES"
-    )
-    p.add_argument(
-        "--every",
-        type=float,
-        default=0.5,
-        help="seconds from frame to frame (default %(default)s)",
-        metavar="S",
-    )
-    p.add_argument(
-        "--words",
-        choices=("nearest", "decoder"),
-        default="nearest",
-        help="nearest training caption, or RUN/decoder's sentence (default %(default)s)",
-    )
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="chooses photographs, shots, camera, bootstrap (default %(default)s)",
-    )
-    p.add_argument("--plot", help="draw quality against decodes into this PNG", metavar="FILE.png")
-    p.add_argument(
-        "--cache",
-        default=".cache/features.sqlite",
-        help="file that keeps the captions' embeddings (default %(default)s)",
-    )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
-    p.add_argument("--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars")
+    p = script.parser("python -m tools.video_bench", __doc__)
+    add = p.add_argument
+    add("--csv", default="caption.csv", help="captions file (default %(default)s)")
+    add("--images", default="my_image_archive", help="folder of its images (default %(default)s)")
+    add("--videos", type=int, default=12, help="videos to make (default %(default)s)", metavar="N")
+    add("--minutes", type=float, default=2.0, help="length of each (default %(default)s)")
+    add("--every", type=float, default=0.5, help="seconds between frames (default %(default)s)")
+    words_help = "nearest training caption, or RUN/decoder's sentence (default %(default)s)"
+    add("--words", choices=("nearest", "decoder"), default="nearest", help=words_help)
+    seed_help = "chooses photographs, shots, camera, bootstrap (default %(default)s)"
+    add("--seed", type=int, default=0, help=seed_help)
+    add("--plot", help="draw quality against decodes into this PNG", metavar="FILE.png")
+    add("--cache", default=".cache/features.sqlite", help="feature cache, for captions (default %(default)s)")
+    script.add_model_flags(p)
     args = p.parse_args(argv)
-    for name, least in (("films", 1), ("minutes", 0.1), ("every", 0.05)):
+    for name, least in (("videos", 1), ("minutes", 0.1), ("every", 0.05)):
         if not least <= getattr(args, name) < 10_000:
             p.error(f"--{name} {getattr(args, name)}: give {least} or more")
     if args.plot and not args.plot.endswith(".png"):
@@ -114,109 +76,115 @@ def parse(argv):
     return args
 
 
-def make_films(args, model, captions):
-    """[(rows (F, Dt), image names (F,) on screen)] of each film, through a real file. ValueError when there are too few images for them."""
-    import torch
+def make_videos(args, model, dataset):
+    """[(rows (F, Dt), names of the images on screen (F,))] of each video, read back from a file. ValueError
+    when the held-out images of `dataset` are too few."""
     from tqdm import tqdm
 
-    from apps.video.film import embeddings, make, plan
+    from apps.video.demo import make, plan
+    from apps.video.watch import whole_video
     from models.dataset import image_path, open_image
 
-    names = sorted(captions)
+    names = sorted(dataset.image_names)
     random.Random(args.seed).shuffle(names)
-    plans = [plan(60 * args.minutes, f"{args.seed}/{i}") for i in range(args.films)]
-    if len(names) < sum(map(len, plans)):
-        raise ValueError(
-            f"{args.csv}: {len(names)} images don't last for {args.films} films; give fewer --films or --minutes"
-        )
-    films, unused = [], iter(names)
+    plans = [plan(60 * args.minutes, f"{args.seed}/{i}") for i in range(args.videos)]
+    count = sum(map(len, plans))
+    if len(names) < count:
+        need = f"{args.videos} videos need {count}; give fewer --videos or --minutes"
+        raise ValueError(f"{args.csv}: {len(names)} images that {args.run} was not trained on, and {need}")
+    videos, unused = [], iter(names)
     with tempfile.TemporaryDirectory() as folder:
-        for i, shots in enumerate(tqdm(plans, desc="films", unit="", disable=args.quiet)):
+        path = Path(folder, "video.mp4")
+        for shots in tqdm(plans, desc="videos", unit="", disable=args.quiet):
             used = [next(unused) for _ in shots]
-            path = Path(folder, f"{i}.mp4")
             make(path, [open_image(image_path(args.images, name)) for name in used], shots)
-            times, rows = zip(*embeddings(path, model.encode_image, args.every, quiet=True))
-            films.append(
-                (torch.stack(rows), [used[sum(time >= shot.end for shot in shots[:-1])] for time in times])
-            )
-    print(
-        f"{args.films} films of {args.minutes:g} min, {sum(map(len, plans))} shots, {sum(len(rows) for rows, _ in films)} frames"
-    )
-    return films
+            times, rows, _ = whole_video(path, model.encode_image, args.every, quiet=True)
+            ends = [shot.end for shot in shots[:-1]]
+            videos.append((rows, [used[int(np.searchsorted(ends, time, side="right"))] for time in times]))
+    frames = sum(len(rows) for rows, _ in videos)
+    print(f"{args.videos} videos of {args.minutes:g} min, {count} shots, {frames} frames")
+    return videos
 
 
 def least_heights(args, heights):
-    """For each budget the Ward distance that leaves this many boundaries in all films together; `heights` holds each film's."""
-    pooled = sorted((height for film in heights for height in film.tolist()), reverse=True)
-    kept = [
-        min(max(round(budget * args.minutes * args.films) - args.films, 0), len(pooled)) for budget in BUDGETS
-    ]
-    return [pooled[n - 1] if n else math.inf for n in kept]
+    """For each budget, the Ward distance that leaves that many segments in all videos together; `heights`
+    holds the distances of each video."""
+    pooled = sorted((height for video in heights for height in video.tolist()), reverse=True)
+    segments = [round(budget * args.minutes * args.videos) for budget in BUDGETS]
+    kept = [min(max(count - args.videos, 0), len(pooled)) for count in segments]  # boundaries
+    return [pooled[count - 1] if count else math.inf for count in kept]
+
+
+def nearest_decode(edges):
+    """(F,) int64: the segment whose middle is nearest to each frame in time; `edges` (S + 1,)."""
+    import torch
+
+    centres = (edges[:-1] + edges[1:] - 1) / 2  # (S,)
+    return (torch.arange(int(edges[-1]))[:, None] - centres).abs().argmin(1)
+
+
+def own_segment(edges):
+    """(F,) int64: the segment each frame lies in; `edges` (S + 1,)."""
+    import torch
+
+    return torch.repeat_interleave(edges.diff())
 
 
 def sweep(args, rows, tree, least):
-    """{system: [(decode rows (S, Dt), answer (F,): which decode each frame is answered by, mean seconds from a segment's first frame
-    to its words) for each setting]} for a film's rows (F, Dt), their Ward tree and the heights to cut it at."""
+    """{system: [Setting, ...]} of a video: one per budget, for streaming one per threshold. `rows` (F, Dt),
+    `tree` from `ward(rows)`, `least` from `least_heights`."""
     import torch
 
     from apps.video import segments
 
-    def nearest(edges):
-        return (torch.arange(len(rows))[:, None] - (edges[:-1] + edges[1:] - 1) / 2).abs().argmin(1)
-
-    found, (order, heights) = defaultdict(list), tree
+    found = defaultdict(list)
+    order, heights = tree
     for budget, height in zip(BUDGETS, least):
-        even = segments.uniform(len(rows), min(max(round(budget * args.minutes), 1), len(rows)))
-        for name, edges in (
-            ("uniform", even),
-            ("selective", segments.cut(order, 1 + int((heights >= height).sum()))),
-        ):
-            means = segments.means(rows, edges)
-            found[f"{name}, middle frame"].append((rows[segments.middles(edges)], nearest(edges), 0.0))
-            found[f"{name}, mean"].append((means, nearest(edges), 0.0))
-            if name == "selective":
-                found["selective, mean, own segment"].append(
-                    (means, torch.repeat_interleave(edges.diff()), 0.0)
-                )
+        even = segments.uniform(len(rows), round(budget * args.minutes))
+        chosen = segments.cut(order, 1 + int((heights >= height).sum()))
+        for name, edges in (("uniform", even), ("selective", chosen)):
+            middles, means = rows[segments.middles(edges)], segments.means(rows, edges)
+            found[f"{name}, middle frame"].append(Setting(middles, nearest_decode(edges)))
+            found[f"{name}, mean"].append(Setting(means, nearest_decode(edges)))
+        found["selective, mean, own segment"].append(Setting(means, own_segment(chosen)))
+    settle = max(1, math.ceil(SETTLE / args.every))
     for change in CHANGES:
-        decodes = list(
-            segments.stream(rows, change / args.every**0.5, settle=max(1, math.ceil(SETTLE / args.every)))
-        )
-        edges, said = (
-            torch.tensor([decode.start for decode in decodes] + [len(rows)]),
-            torch.stack([decode.row for decode in decodes]),
-        )
+        decodes = list(segments.stream(rows, change / args.every**0.5, settle))
+        edges = torch.tensor([decode.start for decode in decodes] + [len(rows)])
+        said = torch.stack([decode.row for decode in decodes])
         wait = args.every * sum(decode.now - decode.start for decode in decodes) / len(decodes)
-        found["streaming"].append((said, nearest(edges), wait))
-        found["streaming, own segment"].append((said, torch.repeat_interleave(edges.diff()), wait))
+        found["streaming"].append(Setting(said, nearest_decode(edges), wait))
+        found["streaming, own segment"].append(Setting(said, own_segment(edges), wait))
     return found
 
 
 def write(args, model, rows):
-    """Words of rows (R, Dt), each distinct row once."""
+    """The words for rows (R, Dt), a list of R texts. Equal rows are decoded once."""
     import torch
+
+    from apps.video.watch import nearest, written
+    from models.decoder import Decoder
 
     distinct, back = torch.unique(rows, dim=0, return_inverse=True)
     if args.words == "decoder":
-        from models.decoder import Decoder
-
-        texts = Decoder.load(Path(args.run, "decoder"), model.predictor.mean.device, model.text.sha256).write(
-            distinct
-        )
+        decoder = Decoder.load(Path(args.run, "decoder"), model.predictor.mean.device, model.text.sha256)
+        said = written(decoder, model, distinct)
     else:
-        captions, memory = model.memory(args.cache)
-        texts = [captions[i] for part in distinct.split(1024) for i in (part @ memory.T).argmax(1).tolist()]
+        captions = model.captions(args.cache)
+        said = [pair for part in distinct.split(1024) for pair in nearest(*captions, part)]
     print(f"{len(distinct)} distinct decodes; words: {args.words}")
-    return [texts[i] for i in back.tolist()]
+    return [said[i][1] for i in back.tolist()]
 
 
 def tokens(text):
-    """Lower case, runs of letters and digits with apostrophes inside. Not the Penn Treebank tokeniser, which needs Java."""
+    """Lower case; runs of letters and digits with apostrophes inside. The Penn Treebank tokeniser needs
+    Java."""
     return " ".join(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
 
 
 def cider(pairs, captions):
-    """{(image name, text): CIDEr-D} for a set of such pairs; document frequencies from all `captions` {name: [text, ...]}."""
+    """{(image name, text): CIDEr-D} for a set of such pairs. Document frequencies come from all `captions`
+    {name: [text, ...]}."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     references = {name: [tokens(text) for text in texts] for name, texts in captions.items()}
@@ -224,13 +192,15 @@ def cider(pairs, captions):
     for texts in references.values():
         corpus += ("", texts)
     corpus.compute_doc_freq()
-    pairs, scores = sorted(pairs), {}
+    pairs = sorted(pairs)
+    scores = {}
     for i in range(0, len(pairs), len(references)):
         chunk = pairs[i : i + len(references)]
         scorer = CiderScorer()
-        for name, text in chunk + pairs[:1] * (
+        padding = pairs[:1] * (
             len(references) - len(chunk)
-        ):  # as many as images: the scorer takes that for their number
+        )  # the scorer takes its length for the corpus size
+        for name, text in chunk + padding:
             scorer += (tokens(text), references[name])
         scorer.document_frequency = corpus.document_frequency
         scores |= zip(chunk, scorer.compute_cider())
@@ -238,60 +208,63 @@ def cider(pairs, captions):
 
 
 def cosine(pairs, captions, model):
-    """{(image name, text): the text's mean cosine with the image's captions}."""
-    names, said = sorted({name for name, _ in pairs}), sorted({text for _, text in pairs})
-    rows, number = model.encode_text(said).cpu(), {text: i for i, text in enumerate(said)}
-    truth = {name: model.encode_text(captions[name]).cpu().mean(0) for name in names}
-    return {(name, text): float(truth[name] @ rows[number[text]]) for name, text in pairs}
+    """{(image name, text): the text's mean cosine with the captions of the image} for a set of such pairs."""
+    texts = sorted({text for _, text in pairs})
+    said = dict(zip(texts, model.encode_text(texts).cpu()))
+    truth = {
+        name: model.encode_text(captions[name]).cpu().mean(0) for name in sorted({name for name, _ in pairs})
+    }
+    return {(name, text): float(truth[name] @ said[text]) for name, text in sorted(pairs)}
 
 
-def measure(args, model, films, captions):
-    """{system: (4, settings, films) decodes a minute, CIDEr-D, cosine, mean seconds from a segment's first frame to its words}."""
+def measure(args, model, videos, captions):
+    """{system: (4, settings, videos) float64}: decodes per minute, CIDEr-D, cosine, and mean seconds from a
+    segment's first frame to its words."""
     import torch
 
     from apps.video.segments import ward
 
-    trees = [ward(rows) for rows, _ in films]
+    trees = [ward(rows) for rows, _ in videos]
     least = least_heights(args, [heights for _, heights in trees])
-    sweeps = [sweep(args, rows, tree, least) for (rows, _), tree in zip(films, trees)]
-    texts = iter(
-        write(
-            args,
-            model,
-            torch.cat([said for found in sweeps for system in SYSTEMS for said, _, _ in found[system]]),
-        )
-    )
-    asked = []  # (film, system, setting, decodes, seconds, [(image name on screen, words) of each frame])
-    for f, (found, (_, names)) in enumerate(zip(sweeps, films)):
-        for system in SYSTEMS:
-            for s, (rows, answer, wait) in enumerate(found[system]):
-                said = [next(texts) for _ in rows]
-                asked.append(
-                    (
-                        f,
-                        system,
-                        s,
-                        len(said),
-                        wait,
-                        [(name, said[i]) for name, i in zip(names, answer.tolist())],
-                    )
-                )
-    pairs = {pair for *_, answers in asked for pair in answers}
+    sweeps = [sweep(args, rows, tree, least) for (rows, _), tree in zip(videos, trees)]
+    every = [
+        (v, system, s)
+        for v in range(len(videos))
+        for system in SYSTEMS
+        for s in range(len(sweeps[v][system]))
+    ]
+    settings = [sweeps[v][system][s] for v, system, s in every]
+    texts = iter(write(args, model, torch.cat([setting.rows for setting in settings])))
+    answers = []  # of each setting, the (image name on screen, words) of each frame
+    for (v, _, _), setting in zip(every, settings):
+        said = [next(texts) for _ in setting.rows]
+        answers.append([(name, said[i]) for name, i in zip(videos[v][1], setting.answer.tolist())])
+    pairs = {pair for each in answers for pair in each}
     by_cider, by_cosine = cider(pairs, captions), cosine(pairs, captions, model)
-    found = {system: np.zeros((4, len(sweeps[0][system]), len(films))) for system in SYSTEMS}
-    for f, system, s, decodes, wait, answers in asked:
-        quality = [np.mean([score[pair] for pair in answers]) for score in (by_cider, by_cosine)]
-        found[system][:, s, f] = decodes / args.minutes, *quality, wait
+    found = {system: np.zeros((4, len(sweeps[0][system]), len(videos))) for system in SYSTEMS}
+    for (v, system, s), setting, pairs in zip(every, settings, answers):
+        decodes = len(setting.rows) / args.minutes
+        quality = [np.mean([score[pair] for pair in pairs]) for score in (by_cider, by_cosine)]
+        found[system][:, s, v] = decodes, *quality, setting.wait
     return found
 
 
-def curve(found, metric, films, systems):
-    """(decodes a minute, quality), both (settings,), ascending in decodes: means over `films` (indices, repeats allowed), of the
-    better of `systems` at each setting."""
-    decodes = found[systems[0]][0][:, films].mean(1)
-    quality = np.max([found[system][metric][:, films].mean(1) for system in systems], axis=0)
+def curve(found, metric, videos, systems):
+    """(decodes per minute, quality), both (settings,), ascending in decodes: means over `videos` (indices,
+    repeats allowed), of the best of `systems` at each setting."""
+    decodes = found[systems[0]][0][:, videos].mean(1)
+    quality = np.max([found[system][metric][:, videos].mean(1) for system in systems], axis=0)
     order = np.argsort(decodes, kind="stable")
     return decodes[order], quality[order]
+
+
+def curves(args, found, metric, systems):
+    """The curve of all videos, and a list of those of DRAWS bootstrap draws of videos. Every call makes the
+    same draws, so the curves of two systems are paired."""
+    chance = np.random.default_rng(args.seed)
+    draws = [chance.integers(args.videos, size=args.videos) for _ in range(DRAWS)]
+    whole = curve(found, metric, np.arange(args.videos), systems)
+    return whole, [curve(found, metric, draw, systems) for draw in draws]
 
 
 def quality_at(budget, decodes, quality):
@@ -300,7 +273,8 @@ def quality_at(budget, decodes, quality):
 
 
 def needed(quality, decodes, reached):
-    """The fewest decodes a minute at which a curve reaches a quality, interpolated over log decodes; infinite if it never does."""
+    """The fewest decodes per minute at which a curve reaches a quality, interpolated over log decodes;
+    infinite if it never does."""
     best = np.maximum.accumulate(reached)
     i = int(np.searchsorted(best, quality))  # the first setting that reaches it
     if i == len(best):
@@ -312,67 +286,64 @@ def needed(quality, decodes, reached):
 
 
 def savings(uniform, own, budget=None):
-    """How many times the decodes of a system the uniform curve needs for the same quality: at a `budget` of the system, or (None)
-    where the system reaches what uniform has at one decode a second, as the paper's 2.85 is meant. Infinite when uniform never gets
-    there, 0 when the system doesn't, NaN when the system's sweep holds no such budget. Curves are those of `curve`."""
+    """How many times the decodes of a system the uniform curve needs for the same quality; curves as from
+    `curve`.
+
+    At a `budget` of the system, or (None) where the system reaches what uniform has at one decode per second,
+    as the paper's 2.85 is meant. Infinite if uniform never gets there, 0 if the system does not, NaN if the
+    budget lies outside the system's sweep."""
     if budget is None:
         return 60 / needed(quality_at(60, *uniform), *own)
     quality = quality_at(budget, *own)
     return np.nan if np.isnan(quality) else needed(quality, *uniform) / budget
 
 
-def curves(args, found, metric, systems):
-    """The curve of all films, and those of DRAWS draws of films with repeats; the same draws at every call, so curves can be paired."""
-    chance = np.random.default_rng(args.seed)
-    draws = [chance.integers(args.films, size=args.films) for _ in range(DRAWS)]
-    return curve(found, metric, np.arange(args.films), systems), [
-        curve(found, metric, draw, systems) for draw in draws
-    ]
-
-
 def report(args, found):
-    """Print quality against budget for every system, then what uniform needs for the same quality."""
-    films = np.arange(args.films)
-    for metric, name in METRICS:
-        print(
-            f"\n{f'{name} x 100':31}" + "".join(f"{budget:>7}" for budget in BUDGETS) + "  decodes a minute"
-        )
+    """Print quality against budget for every system, then how many decodes uniform needs for the same
+    quality."""
+    videos = np.arange(args.videos)
+    for name, metric in METRICS.items():
+        heads = "".join(f"{budget:>7}" for budget in BUDGETS)
+        print(f"\n{f'{name} x 100':31}{heads}  decodes per minute")
         for system in SYSTEMS:
-            cells = (100 * quality_at(budget, *curve(found, metric, films, [system])) for budget in BUDGETS)
+            values = [100 * quality_at(budget, *curve(found, metric, videos, [system])) for budget in BUDGETS]
             print(
-                f"{system:31}" + "".join(f"{cell:7.1f}" if np.isfinite(cell) else "      -" for cell in cells)
+                f"{system:31}"
+                + "".join("      -" if np.isnan(value) else f"{value:7.1f}" for value in values)
             )
-    wait = quality_at(8, *curve(found, 3, films, ["streaming"]))
+    wait = quality_at(8, *curve(found, 3, videos, ["streaming"]))
     print(
-        f"streaming writes {wait:.1f} s after a segment's first frame (mean at 8 decodes a minute); selective when the film has ended"
+        f"streaming writes {wait:.1f} s after a segment's first frame (mean at 8 decodes per minute); ",
+        end="",
     )
-
-    def cell(value, budget):
-        return (
-            "never" if value == 0 else f">{BUDGETS[-1] / budget:.0f}" if np.isinf(value) else f"{value:.1f}"
-        )
-
-    heads = [*(f"{budget} a minute" for budget in REPORTED), "its 60 a minute"]
-    for metric, name in METRICS:
+    print("selective when the video has ended")
+    heads = [*(f"{budget} per minute" for budget in REPORTED), "its 60 per minute"]
+    for name, metric in METRICS.items():
         print(f"\n{'decodes uniform needs for the':31}" + "".join(f"{head:>23}" for head in heads))
         print(f"{f'same {name}, as multiple':31}" + f"{'(95 % interval)':>23}" * len(heads))
-        uniform, uniforms = curves(args, found, metric, UNIFORM)
-        for system in SYSTEMS[len(UNIFORM) :]:
-            own, owns = curves(args, found, metric, [system])
-            print(f"{system:31}", end="")
-            for budget in (*REPORTED, None):
-                text, value = "-", savings(uniform, own, budget)
-                if not np.isnan(value):
-                    drawn = [savings(*pair, budget) for pair in zip(uniforms, owns)]
-                    low, high = np.nanpercentile(drawn, (2.5, 97.5), method="nearest")
-                    text = f"{cell(value, budget)} ({cell(low, budget)} - {cell(high, budget)})"
-                print(f"{text:>23}", end="")
-            print()
+        uniform = curves(args, found, metric, UNIFORM)
+        for system in SELECTIVE + STREAMING:
+            own = curves(args, found, metric, [system])
+            print(f"{system:31}" + "".join(f"{saved(uniform, own, b):>23}" for b in (*REPORTED, None)))
+
+
+def saved(uniform, own, budget):
+    """The cell of a table: the savings of a system, and their 95 % interval; arguments as from `curves`."""
+    value = savings(uniform[0], own[0], budget)
+    if np.isnan(value):
+        return "-"
+    drawn = [savings(*pair, budget) for pair in zip(uniform[1], own[1])]
+    ends = np.nanpercentile(drawn, (2.5, 97.5), method="nearest")
+    most = f">{BUDGETS[-1] / budget:.0f}" if budget else "inf"
+    value, low, high = ("never" if x == 0 else most if np.isinf(x) else f"{x:.1f}" for x in (value, *ends))
+    return f"{value} ({low} - {high})"
 
 
 def plot(args, found):
-    """CIDEr-D and cosine against decodes, each curve with its 95 % interval."""
+    """Draw CIDEr-D and cosine against decodes, each curve with its 95 % interval."""
     from matplotlib.figure import Figure
+
+    from models.files import replacing
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     lines = (
@@ -381,7 +352,7 @@ def plot(args, found):
         (["streaming, own segment"], "streaming, no look-ahead", "-"),
         (["selective, mean"], "selective, answered by the nearest in time", "--"),
     )
-    for (metric, name), axis in zip(METRICS, figure.subplots(1, 2)):
+    for (name, metric), axis in zip(METRICS.items(), figure.subplots(1, 2)):
         for systems, label, style in lines:
             (decodes, quality), others = curves(args, found, metric, systems)
             shown = (decodes >= BUDGETS[0]) & (decodes <= BUDGETS[-1])
@@ -389,38 +360,35 @@ def plot(args, found):
             drawn = [[100 * quality_at(x, *other) for x in decodes[shown]] for other in others]
             low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
             axis.fill_between(decodes[shown], low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axis.set(
-            xscale="log", xlabel="decodes a minute", ylabel=f"{name} x 100", xlim=(BUDGETS[0], BUDGETS[-1])
-        )
+        ends = (BUDGETS[0], BUDGETS[-1])
+        axis.set(xscale="log", xlabel="decodes per minute", ylabel=f"{name} x 100", xlim=ends)
         axis.set_xticks(BUDGETS[::2], BUDGETS[::2])
         axis.minorticks_off()
     axis.legend(loc="lower right", fontsize=8)
-    figure.savefig(args.plot, dpi=110)
+    with replacing(args.plot) as new:
+        figure.savefig(new, dpi=110, format="png")
     print(f"plot in {args.plot}")
 
 
-def main(argv=None):
-    """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
-    args = parse(argv)
-    try:
-        from models.dataset import read_captions
-        from models.vljepa import VLJEPA
+def bench(args):
+    """Make the videos, measure, and print."""
+    from models.vljepa import VLJEPA
 
-        model = VLJEPA.load(args.run, args.device)
-        captions, trained_on = defaultdict(list), set(model.state["trained_on"])
-        for row in read_captions(args.csv):
-            if row.image_name not in trained_on:
-                captions[row.image_name].append(row.caption)
-        found = measure(args, model, make_films(args, model, captions), captions)
-        report(args, found)
-        if args.plot:
-            plot(args, found)
-    except (OSError, ValueError) as error:
-        print(f"video_bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    model = VLJEPA.load(args.run, args.device)
+    dataset = model.held_out(args.csv, args.images, "image_name", "comment")
+    captions = defaultdict(list)
+    for row in dataset.rows:
+        captions[row.image_name].append(row.text)
+    found = measure(args, model, make_videos(args, model, dataset), captions)
+    report(args, found)
+    if args.plot:
+        plot(args, found)
+
+
+def main(argv=None):
+    """Return the exit code, see models.script."""
+    args = parse(argv)
+    return script.run("video_bench", lambda: bench(args))
 
 
 if __name__ == "__main__":

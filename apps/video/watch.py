@@ -1,0 +1,71 @@
+"""From a video to embeddings, and from embeddings to words.
+
+for time, row in embeddings("video.mp4", model.encode_image, step=0.5): ...     # row: (Dt,)
+times, rows, end = whole_video("video.mp4", model.encode_image, step=0.5)
+write = partial(nearest, *model.captions())          # or partial(written, decoder, model)
+describe([0, 8, len(times)], times, end, write(means))         # two Segments
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from models.dataset.frames import duration, every, read_frames
+
+
+class Segment(NamedTuple):
+    start: float  # seconds
+    end: float
+    middle: float  # time of the middle frame
+    score: float  # cosine of the words and the decoded embedding
+    words: str
+
+
+def embeddings(path, encode, step, batch=32, quiet=False):
+    """Yield (time, row (Dt,) on the CPU) every `step` seconds of a video. `encode` maps up to `batch` images
+    to rows (B, Dt). With a batch of 1, each row is there as soon as its frame is. Raises as `read_frames`
+    does."""
+    length = duration(path)
+    total = math.ceil(length / step) if length else None
+    frames = read_frames(path, every(step))
+    with tqdm(total=total, desc=f"frames of {path}", unit="", disable=quiet) as bar:
+        while chunk := list(itertools.islice(frames, batch)):
+            times, images = zip(*chunk)
+            yield from zip(times, encode(list(images)).cpu())
+            bar.update(len(chunk))
+
+
+def whole_video(path, encode, step, quiet=False):
+    """(times, rows (F, Dt) float32, end): a frame every `step` seconds, and the end of the video in
+    seconds."""
+    times, rows = zip(*embeddings(path, encode, step, quiet=quiet))
+    return list(times), torch.stack(rows), end_of(path, times[-1], step)
+
+
+def end_of(path, last, step):
+    """When a video ends, in seconds, if `last` is the time of the last frame that was read."""
+    return min(last + step, duration(path) or math.inf)
+
+
+def nearest(texts, text, rows):
+    """[(cosine, words)] for rows (S, Dt): the nearest of M `texts` with embeddings `text` (M, Dt)."""
+    scores, found = (rows @ text.T).max(1)  # (S,), (S,)
+    return [(score, texts[i]) for score, i in zip(scores.tolist(), found.tolist())]
+
+
+def written(decoder, model, rows):
+    """[(cosine, words)] for rows (S, Dt): what a `Decoder` writes for each."""
+    texts = decoder.write(rows)
+    scores = (rows * model.encode_text(texts).cpu()).sum(1)  # (S,)
+    return list(zip(scores.tolist(), texts))
+
+
+def describe(edges, times, end, said):
+    """A list of Segments. `edges` (S + 1) are frame numbers, `times` (F) in seconds, `said` S pairs of cosine
+    and words."""
+    clock = [*times, end]
+    spans = zip(edges, edges[1:], said)
+    return [Segment(clock[a], clock[b], times[(a + b - 1) // 2], *words) for a, b, words in spans]
