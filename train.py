@@ -1,8 +1,8 @@
 """Train the predictor on a captions CSV and a folder of images.
 
-    python train.py                                                     the archive in this repository, on a CPU
-    python train.py --csv mine.csv --images photos --recipe retrieval   your own photos, the recipe that measured best
-    torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'      several processes, WebDataset tars
+    python train.py                                              the archive in this repository, on a CPU
+    python train.py --csv mine.csv --images photos --recipe retrieval         your own photos, the best recipe
+    torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'     several processes, tars
 
 The frozen towers run once per image and once per caption (models/features/); after that an epoch is tensor
 slices."""
@@ -20,10 +20,12 @@ from pathlib import Path
 
 # What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind `retrieval`.
 RECIPES = {
-    "classic": "--loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0 --hidden 1024 --members 1 "
-    "--weight-decay 0.01 --dropout 0 --input-dropout 0 --no-standardise --no-group-captions",
-    "retrieval": "--loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine --warmup 0.1 --hidden 2048 --members 3 "
-    "--weight-decay 0.01 --dropout 0.5 --input-dropout 0.5 --standardise --group-captions",
+    "classic": """--loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0
+        --hidden 1024 --members 1 --weight-decay 0.01 --dropout 0 --input-dropout 0
+        --no-standardise --no-group-captions""",
+    "retrieval": """--loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine --warmup 0.1
+        --hidden 2048 --members 3 --weight-decay 0.01 --dropout 0.5 --input-dropout 0.5
+        --standardise --group-captions""",
 }
 
 
@@ -52,20 +54,11 @@ def flags():
     add("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
-    add(
-        "--recipe",
-        choices=RECIPES,
-        default="classic",
-        help="classic: as documented; retrieval: measured best",
-    )
+    add("--recipe", choices=RECIPES, default="classic", help="classic: as documented; retrieval: the best")
     add("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
     add("--epochs", type=int, help="passes over the captions")
     add("--batch-size", type=int, help="captions per step")
-    add(
-        "--group-captions",
-        action=switch,
-        help="keep the captions of an image in one batch, all of them right",
-    )
+    add("--group-captions", action=switch, help="keep all captions of an image in one batch")
     add("--lr", type=float, help="AdamW learning rate")
     add("--weight-decay", type=float, help="AdamW weight decay of the matrices")
     add("--schedule", choices=("constant", "cosine"), help="learning rate over the run")
@@ -78,12 +71,7 @@ def flags():
     add("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     add("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: all cores)")
     add("--encode-batch", type=int, default=32, help="images a tower encodes at once (default %(default)s)")
-    add(
-        "--bf16",
-        action=switch,
-        default=False,
-        help="the predictor's products in bfloat16, parameters in float32",
-    )
+    add("--bf16", action=switch, default=False, help="the predictor's products in bfloat16")
     add("--compile", action=switch, default=False, help="torch.compile the predictor")
     add_quiet(group)
     return p
@@ -93,9 +81,7 @@ def parse(argv):
     """(args, the names of the flags that were typed)."""
     p = flags()
     recipe = RECIPES[p.parse_args(argv).recipe]
-    p.set_defaults(
-        **{name: value for name, value in vars(p.parse_args(recipe.split())).items() if name != "recipe"}
-    )
+    p.set_defaults(**vars(p.parse_args(recipe.split())))
     args = p.parse_args(argv)
     for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
         if getattr(args, name) < 1:
@@ -380,15 +366,33 @@ def run_epochs(args, data, training, progress, process, stop):
     if progress.history and process.rank == 0:
         report.curves(progress.history, chance, Path(args.run, "curves.png"))
         chosen = "" if data.has_held_out else ", the last: no image was held out to choose by"
-        print(
-            f"{args.run}: the model is that of epoch {progress.best['epoch']}{chosen}. Try it: python eval.py --run {args.run}"
-        )
+        kept = f"the model is that of epoch {progress.best['epoch']}{chosen}"
+        print(f"{args.run}: {kept}. Try it: python eval.py --run {args.run}")
     return 0
 
 
+def hold_and_train(argv, stop):
+    """Hold the run folder and train. Rank 0 alone prints and saves."""
+    args, typed = parse(argv)
+
+    from models import runs
+
+    is_first = not int(os.environ.get("RANK", 0))
+    try:
+        with runs.hold(args.run) if is_first else redirect_stdout(None):
+            return train(args, typed, stop)
+    except KeyboardInterrupt:
+        print("\nstopped; what is encoded is kept, so the same command continues from there", file=sys.stderr)
+        raise
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        advice = "lower --encode-batch if it was encoding, --batch-size if it was training"
+        raise ValueError(f"{error}; {advice}") from None
+
+
 def main(argv=None):
-    """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved); argparse exits with 2 on
-    wrong usage."""
+    """Exit code: 0 done (SIGTERM too, saved), 1 failed, 130 interrupted (saved), 2 wrong usage."""
     from models import script
 
     stop = []
@@ -397,26 +401,12 @@ def main(argv=None):
         stop.append(number)
         raise KeyboardInterrupt
 
-    def work():
-        args, typed = parse(argv)
-
-        from models import runs
-
-        is_first = not int(os.environ.get("RANK", 0))  # rank 0 alone prints and saves
-        with runs.hold(args.run) if is_first else redirect_stdout(None):
-            return train(args, typed, stop)
-
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = script.run("train.py", work)
+        code = script.run("train.py", lambda: hold_and_train(argv, stop))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code == 130 and stop:
-        print(
-            "train.py: stopped; what is encoded is kept, so the same command continues from there",
-            file=sys.stderr,
-        )
     return 0 if stop[:1] == [signal.SIGTERM] else code
 
 

@@ -1,10 +1,10 @@
 """A run folder, which is also a model folder.
 
-    model.safetensors   the predictor of the best epoch; its header holds the record: epoch, history, held-out results
-    config.json         what does not change with the weights: towers, the predictor's sizes, public flags, digest of the data
+    model.safetensors   the predictor of the best epoch; in its header the record: epoch, history, results
+    config.json         what all epochs share: towers, the predictor's sizes, public flags, digest of the data
     log.jsonl           one line per epoch
     curves.png
-    private/            last.safetensors: all that --resume needs, with local paths and the names of the training images
+    private/            last.safetensors: all that --resume needs, local paths, names of the training images
 
 The first two are what `VLJEPA.from_pretrained` reads and `save_pretrained` writes. Whatever changes with the
 weights is in one file with them, so a killed run never mixes two epochs. Every file is written whole or not
@@ -32,7 +32,8 @@ LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet",
 
 # Flags that --resume lets change; the others are those of the run.
 FREE = set(
-    "resume epochs device cache workers encode_batch quiet run images csv shards shard_features bf16 compile".split()
+    "resume epochs device cache workers encode_batch quiet run images csv shards shard_features bf16".split()
+    + ["compile"]
 )
 
 
