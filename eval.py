@@ -1,10 +1,12 @@
 """Ask a trained predictor.
 
-python eval.py                                                   the default image against three labels
-python eval.py photo.jpg --labels "a dog" "a cat"                your image, your labels
-python eval.py --csv caption.csv --held-out                      retrieval both ways over a captions CSV
-python eval.py --classes DIR                                     zero-shot classification of a folder of class folders
-python eval.py photo.jpg --onnx model.int8.onnx                  any of these from a file of `python -m apps.export`
+    python eval.py                                      the default image against three labels
+    python eval.py photo.jpg --labels "a dog" "a cat"   your image, your labels
+    python eval.py --csv caption.csv --held-out         retrieval both ways over a captions CSV
+    python eval.py --classes DIR                        zero-shot classification of class folders
+    python eval.py photo.jpg --onnx model.int8.onnx     any of these from a file of apps.export
+
+Each takes --json FILE for the result as JSON.
 """
 
 import argparse
@@ -73,9 +75,7 @@ def parse(argv):
             f"--json {args.json}: overwrites that file; give a name that ends in .json, or put --json last"
         )
     if args.onnx and (args.held_out or args.hub_correction):
-        p.error(
-            "--onnx: the file does not name the training images, which --held-out and --hub-correction need; take --run"
-        )
+        p.error("--onnx: names no training images, which --held-out and --hub-correction need; take --run")
     return args
 
 
@@ -143,9 +143,8 @@ def retrieval(args, model):
 def warn_of_training_images(args, model, dataset):
     """Print a note when the table flatters the model, or may."""
     if args.onnx or not model.knows_training_images:
-        print(
-            f"note: {args.onnx or args.run} does not name its training images; any of them in {args.csv} flatter it"
-        )
+        name = args.onnx or args.run
+        print(f"note: {name} does not name its training images; any of them in {args.csv} flatter it")
     elif seen := len(model.trained_on & set(dataset.image_names)):
         of = f"{seen} of these {len(dataset.image_names)} images"
         print(f"note: {of} were trained on, which flatters; add --held-out to leave them out")
@@ -207,9 +206,8 @@ def classification(args, model):
     found, confusion = metrics.classification(classify(predicted, classes).cpu(), truth)
     path = Path("confusion.png") if args.onnx else Path(args.run, "confusion.png")
     report.confusion(confusion, list(names.values()), path)
-    print(
-        f"{args.classes}: {len(truth)} images, {len(names)} classes, {len(templates)} templates; confusion matrix in {path}"
-    )
+    counts = f"{len(truth)} images, {len(names)} classes, {len(templates)} templates"
+    print(f"{args.classes}: {counts}; confusion matrix in {path}")
     for key, value in found.items():
         chance = min(5 if key == "acc5" else 1, len(names)) / len(names)
         print(f"{key:22} {100 * value:6.1f} %   (chance {100 * chance:.1f} %)")

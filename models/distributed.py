@@ -3,7 +3,7 @@
     process = start("auto")                          # Process(rank=0, world=1, device="cpu") without torchrun
     each = parallel(predictor)                       # averages the gradients of all ranks
     rows = each(image[mine], (mine.start, n))        # mine = process.share(n)
-    everyone = gather(rows, n)                       # (n, D): own rows with their gradient, the others' without
+    everyone = gather(rows, n)                       # (n, D): own rows with gradient, the others' without
 
 Each rank predicts its share of a batch, and every rank computes the loss of the whole batch. A gradient
 therefore reaches the parameters once through each row, on the rank that predicted it: N processes take the

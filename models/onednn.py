@@ -2,7 +2,7 @@
 file that touches them.
 
     weight = pack(weight, rows=4096)              # once: in the order the kernels read it
-    y = linear(x, weight, bias, after="gelu")     # (..., in) -> (..., out), the activation fused into the product
+    y = linear(x, weight, bias, after="gelu")     # (..., in) -> (..., out), activation fused in
     y = linear_add(x, weight, bias, residual)
     y = conv2d(x, weight, bias, stride=2, relu6=True)
 

@@ -1,10 +1,10 @@
 """Numbers in; rows of a table, a PNG or a model card out.
 
-print(retrieval_header())
-print(retrieval_row("this model", metrics.retrieval(predicted, text, image_of)))
-curves(history, chance, "runs/default/curves.png")
-confusion(counts, ["dog", "cat"], "runs/default/confusion.png")
-card(model.config, model.record, parameters=918912)    # Markdown
+    print(retrieval_header())
+    print(retrieval_row("this model", metrics.retrieval(predicted, text, image_of)))
+    curves(history, chance, "runs/default/curves.png")
+    confusion(counts, ["dog", "cat"], "runs/default/confusion.png")
+    card(model.config, model.record, parameters=918912)    # Markdown
 
 Figures are made without pyplot, so the backend of a notebook stays as it is.
 """

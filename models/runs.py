@@ -132,9 +132,8 @@ def load_config(folder):
     if not path.is_file():
         if any(Path(folder, name).is_file() for name in ("best.pt", "last.pt")):
             raise ValueError(_old(folder))
-        raise FileNotFoundError(
-            f"{folder}: no model there; train first (python train.py --run {folder}), or name a run with --run"
-        )
+        advice = f"train first (python train.py --run {folder}), or name a run with --run"
+        raise FileNotFoundError(f"{folder}: no model there; {advice}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
@@ -223,10 +222,8 @@ def _read(path, only=None):
 
 
 def _old(run):
-    return (
-        f"{run}: a run of an older version (best.pt, last.pt), which this one does not read; train again with another --run, "
-        "or use the version that made it (commit 24a77c6)"
-    )
+    found = "a run of an older version (best.pt, last.pt), which this one does not read"
+    return f"{run}: {found}; train again with another --run, or use the version that made it (commit 24a77c6)"
 
 
 @dataclass

@@ -1,10 +1,13 @@
 """The trained whole: frozen towers and predictor behind two verbs.
 
-model = VLJEPA.load("runs/default") model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what
-the images mean, in the text tower's space model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows
-model.save_pretrained("shared")               # config.json, model.safetensors and a model card; or
-.push_to_hub("me/name") VLJEPA.from_pretrained("shared")              # from a folder (a run folder too) or
-from the Hugging Face hub"""
+    model = VLJEPA.load("runs/default")
+    model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what the images mean
+    model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows, in the same space
+    model.save_pretrained("shared")               # or .push_to_hub("me/name")
+    VLJEPA.from_pretrained("shared")              # a folder (a run folder too) or a repository of the hub
+
+What is saved is config.json, model.safetensors and a model card.
+"""
 
 import hashlib
 import os
@@ -81,9 +84,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
         for kind, found in (("vision", tower), ("text", text)):
             expected = config["towers"][kind]["sha256"]
             if found.sha256 != expected:
+                made_with = f"trained with the {kind} tower {found.name} of SHA-256 {expected}"
                 raise ValueError(
-                    f"{folder}: trained with the {kind} tower {found.name} of SHA-256 {expected}, but the one here has "
-                    f"{found.sha256}; their embeddings do not mix"
+                    f"{folder}: {made_with}, but the one here has {found.sha256}; the two do not mix"
                 )
         predictor = _predictor(weights, config, folder).to(device)
         return cls(predictor, tower, text, config, record, folder, private)
@@ -146,10 +149,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
         """The names of the images it was trained on, a set. ValueError for a shared model, which does not
         hold them."""
         if not self.knows_training_images:
-            raise ValueError(
-                f"{self.folder}: does not name the images it was trained on; take the run folder of train.py, "
-                "trained from a CSV"
-            )
+            advice = "take the run folder of train.py, trained from a CSV"
+            raise ValueError(f"{self.folder}: does not name the images it was trained on; {advice}")
         return set(self._private[1])
 
     def captions(self, cache=".cache/features.sqlite"):
