@@ -98,11 +98,11 @@ def _check(p, args):
 def run_index(args):
     done = update(args.dir, args.index, args.run, args.device, args.cache, args.batch_size, args.quiet)
     scan = done.scan
-    print(
-        f"{printable(args.dir)}: {scan.seen:,} files seen = {done.indexed:,} indexed"
-        f" + {done.damaged:,} damaged + {scan.others:,} other files + {scan.links:,} links + {scan.hidden:,} hidden;"
-        f" {done.changed:,} new or changed, {done.gone:,} gone"
-    )
+    counts = (done.indexed, done.damaged, scan.others, scan.links, scan.hidden)
+    kinds = ("indexed", "damaged", "other files", "links", "hidden")
+    parts = " + ".join(f"{count:,} {kind}" for count, kind in zip(counts, kinds))
+    changes = f"{done.changed:,} new or changed, {done.gone:,} gone"
+    print(f"{printable(args.dir)}: {scan.seen:,} files seen = {parts}; {changes}")
 
 
 def run_find(args, store):

@@ -1,4 +1,4 @@
-"""models/nearest.py: exact top-k against a sort."""
+"""Exact top-k against a full sort."""
 
 import pytest
 import torch
@@ -10,25 +10,21 @@ from apps.search.nearest import top_k
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("n, k", [(0, 3), (1, 3), (5, 5), (70_000, 12), (140_001, 1)])
 def test_top_k_equals_a_full_sort(n, k, dtype):
-    """Catches an index that forgets its block, a last block that is left out, and rows asked for that don't exist."""
     torch.manual_seed(n)
     rows, queries = F.normalize(torch.randn(n, 16), dim=-1).to(dtype), F.normalize(torch.randn(3, 16), dim=-1)
     scores, found = top_k(queries, rows, k)
-    everything = queries @ rows.float().T
+    everything = queries @ rows.float().T  # (3, N)
+    best = everything.sort(dim=1, descending=True).values[:, :k]
     assert scores.shape == found.shape == (3, min(n, k)) and found.dtype == torch.int64
-    torch.testing.assert_close(
-        scores, everything.sort(dim=1, descending=True).values[:, :k], rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(scores, best, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(everything.gather(1, found), scores, rtol=1e-5, atol=1e-6)
 
 
 def test_top_k_of_no_query_is_empty():
-    """Catches an empty batch handed to oneDNN, which refuses it."""
     assert top_k(torch.empty(0, 4), torch.randn(9, 4), 2)[0].shape == (0, 2)
 
 
-def test_top_k_finds_the_needle_in_every_block():
-    """Catches merging that keeps the candidates of the first blocks alone."""
+def test_top_k_keeps_candidates_of_every_block():
     rows = torch.zeros(300_000, 4)
     places = torch.arange(7, 300_000, 20_000)
     rows[places, 0] = torch.arange(len(places)).float() + 1
