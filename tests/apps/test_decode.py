@@ -6,7 +6,6 @@ import random
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,14 +112,7 @@ def run(tiny_run, tmp_path_factory):
     """A copy of the tiny run with a decoder in it."""
     folder = tmp_path_factory.mktemp("decode") / "run"
     shutil.copytree(tiny_run.folder, folder)
-    run = SimpleNamespace(
-        folder=folder,
-        cache=tiny_run.cache,
-        csv=tiny_run.csv,
-        images=tiny_run.images,
-        names=tiny_run.names,
-        trained_on=tiny_run.trained_on,
-    )
+    run = tiny_run._replace(folder=folder)
     smallest = ("--epochs", 0, "--width", 16, "--layers", 1, "--vocab", 257, "--quiet")
     assert call(run, "train", *smallest) == 0
     return run
@@ -163,7 +155,7 @@ def test_wrong_input_is_one_line(run, tmp_path, capsys):
     empty, no_image, nothing = tmp_path / "empty", tmp_path / "no.jpg", tmp_path / "none"
     empty.mkdir()
     no_image.write_text("no image")
-    elsewhere = SimpleNamespace(folder=nothing, cache=run.cache)
+    elsewhere = run._replace(folder=nothing)
     for run_, flags, named in (
         (run, ("caption", nothing), nothing),
         (run, ("caption", no_image), no_image),

@@ -119,15 +119,6 @@ def test_project_is_the_naive_weighted_mean():
         torch.testing.assert_close(got, want / want.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_project_moves_a_stray_embedding_towards_the_captions(decoder, embeddings):
-    """The gap it is there to bridge: a prediction is further from all captions than they are from each
-    other."""
-    away = torch.randn(1, embeddings.shape[1], generator=torch.Generator().manual_seed(0)) / 384**0.5
-    stray = F.normalize(embeddings + 2 * away, dim=-1)
-    nearest = [(rows @ embeddings.T).max(1).values.mean() for rows in (decoder.project(stray), stray)]
-    assert nearest[0] > nearest[1] + 0.2
-
-
 def test_fit_gives_the_same_weights_for_the_same_seed():
     """Catches order, noise or dropout that the seed does not reach."""
 
