@@ -18,10 +18,13 @@ from models.dataset import check_file
 from models.distributed import choose_device
 from models.files import sha256
 from models.text import TextEncoder
-from models.vision.pixels import joined_pixels, pixels
+from models.vision import pixels
 from models.vljepa import VLJEPA
 
 FORMAT = "vl-jepa onnx 2"  # metadata key 'format'; 'config', 'record' and 'preprocess' are JSON
+WORDS = dict(
+    resize=("shortest", "squash"), interpolation=("bicubic", "bilinear"), margin=("round", "floor")
+)
 LARGEST = 2**31 - 1  # bytes of a protobuf message, so of one file
 
 
@@ -106,14 +109,23 @@ class ExportedTower:
 def preprocessing(specs):
     """The function from a PIL RGB image to pixels, (3, S, S) float32, or one flat row for several towers.
     `specs` are the `pixel_spec` of each tower. LookupError, TypeError or ValueError when one is malformed."""
-    transforms = []
-    for spec in specs:
-        mean, std = ([float(value) for value in spec[key]] for key in ("mean", "std"))
-        size, resize = spec["size"], spec["resize"]
-        if type(size) is not int or resize not in ("shortest", "squash") or (len(mean), len(std)) != (3, 3):
-            raise ValueError(f"preprocessing {spec}")
-        transforms.append(partial(pixels, size, mean, std, resize))
-    return partial(joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
+    if not all(_is_sound(spec) for spec in specs):
+        raise ValueError(f"preprocessing {specs}")
+    transforms = [pixels.preprocessing(spec) for spec in specs]
+    return partial(pixels.joined_pixels, transforms) if len(transforms) > 1 else transforms[0]
+
+
+def _is_sound(spec):
+    """Whether a `pixel_spec` is one that `models.vision.pixels` can follow, in bounded memory."""
+    size, scale = spec["size"], spec.get("scale") or spec["size"]
+    numbers = [[float(value) for value in spec[key]] for key in ("mean", "std")]
+    return (
+        type(size) is type(scale) is int
+        and 0 < scale <= 4 * size
+        and [len(three) for three in numbers] == [3, 3]
+        and all(spec.get(key, options[0]) in options for key, options in WORDS.items())
+        and set(spec) <= {"size", "scale", "mean", "std", *WORDS}
+    )
 
 
 def pixels_shape(specs):
