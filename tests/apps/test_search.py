@@ -1,14 +1,12 @@
 """apps.search on a folder of real photographs and a run trained on them for a moment."""
 
 import os
-import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,17 +42,12 @@ PHOTOS = {
 }
 
 
-@dataclass
 class World:
     """8 photographs in two folders, the index of them, the feature cache, and a run trained on them."""
 
-    root: Path
-    run: Path
-
-    def __post_init__(self):
-        self.photos, self.index, self.cache = (
-            self.root / name for name in ("photos", "index.sqlite", "cache.sqlite")
-        )
+    def __init__(self, root, run):
+        self.root, self.run = root, run
+        self.photos, self.index, self.cache = root / "photos", root / "index.sqlite", root / "cache.sqlite"
 
     def search(self, command, *flags, index=None):
         model = [] if command == "duplicates" or "--run" in flags else ["--run", self.run, "--device", "cpu"]
@@ -62,29 +55,25 @@ class World:
         flags = (command, *flags, *model, *cache, "--index", index or self.index, "--quiet")
         return search.main(list(map(str, flags)))
 
-    def update(self, **options):
-        """What `update` did, an Update; it must hold that no file seen is uncounted."""
-        done = update(self.photos, self.index, self.run, "cpu", self.cache, **options)
+    def update(self):
+        """(indexed, damaged, changed, gone) of an Update that counts every file seen."""
+        done = update(self.photos, self.index, self.run, "cpu", self.cache)
         scan = done.scan
         assert scan.seen == done.indexed + done.damaged + scan.others + scan.links + scan.hidden
-        return done
+        return done[1:]
 
     def find(self, *texts, **options):
         with opened(self.index) as store:
             return find(store, texts, run=self.run, device="cpu", **options)
 
-    def duplicates(self, **options):
-        with opened(self.index) as store:
-            return duplicates(store, **options)
-
     def copy(self, folder):
         """The same in another folder, the run excepted: its index is up to date."""
         shutil.copytree(self.photos, folder / "photos")
-        for file in (self.index, self.cache):
-            shutil.copy(file, folder)
+        shutil.copy(self.index, folder)
+        shutil.copy(self.cache, folder)
         world = World(folder, self.run)
         edit(world.index, "UPDATE meta SET value = ? WHERE key = 'root'", os.fsencode(world.photos))
-        for path in names(world.index):
+        for path in column(world.index, "path"):
             mark = stamp(world.photos / path)
             edit(world.index, "UPDATE images SET stamp = ? WHERE path = ?", mark, path.encode())
         return world
@@ -125,12 +114,6 @@ def loaded(world, monkeypatch):
     monkeypatch.setattr(VLJEPA, "load", lambda run, device: world.model)
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    """Fails a test that loads a model."""
-    monkeypatch.setattr(VLJEPA, "load", None)
-
-
 def select(file, query):
     with closing(sqlite3.connect(file)) as db:
         return db.execute(query).fetchall()
@@ -148,16 +131,10 @@ def contents(index):
     return [(path, mark.partition(YOUNG)[0], *rest) for path, mark, *rest in images], meta
 
 
-def stamps(index):
-    return {os.fsdecode(path): mark for path, mark in select(index, "SELECT path, stamp FROM images")}
-
-
-def names(index):
-    return list(stamps(index))
-
-
-def rows_of(index):
-    return {os.fsdecode(path): row for path, row in select(index, "SELECT path, row FROM images")}
+def column(index, name):
+    """{path: value} of the images, in the order of the index."""
+    values = select(index, f"SELECT path, {name} FROM images ORDER BY id")
+    return {os.fsdecode(path): value for path, value in values}
 
 
 def close(a, b):
@@ -171,17 +148,12 @@ def cached(cache):
     return select(cache, "SELECT count(*) FROM rows")[0][0]
 
 
-# index
-
-
 def test_index_holds_what_encode_image_gives_and_encodes_nothing_that_train_has_encoded(world):
-    rows = rows_of(world.index)
+    rows = column(world.index, "row")
     assert list(rows) == sorted(p.relative_to(world.photos).as_posix() for p in world.photos.rglob("*.jpg"))
-    kept = torch.stack(
-        [torch.frombuffer(bytearray(row), dtype=torch.float16).float() for row in rows.values()]
-    )
-    expected = world.model.encode_image([world.photos / path for path in rows])
-    assert (kept * expected).sum(-1).min() > 0.999 and len(rows) == len(PHOTOS)
+    expected = world.model.encode_image([world.photos / path for path in rows]).half().numpy()
+    assert all(close(row, other.tobytes()) for row, other in zip(rows.values(), expected))
+    assert len(rows) == len(PHOTOS) and cached(world.cache) == world.encoded
 
 
 def test_help_and_index_of_an_unchanged_folder_do_not_import_torch(world):
@@ -198,58 +170,43 @@ def test_help_and_index_of_an_unchanged_folder_do_not_import_torch(world):
 
 
 def test_index_takes_up_what_is_new_changed_renamed_touched_and_gone(place):
-    old, before = rows_of(place.index), cached(place.cache)
+    old, before = column(place.index, "row"), cached(place.cache)
     touched, changed, gone, renamed = sorted(old)[:4]
     os.utime(place.photos / touched, (1, 1))
     Image.new("RGB", (64, 64), "green").save(place.photos / changed)
     (place.photos / gone).unlink()
     (place.photos / renamed).rename(place.photos / "renamed.jpg")
     Image.new("RGB", (64, 64), "red").save(place.photos / "new.PNG")
-    done = place.update()
-    assert (done.indexed, done.changed, done.gone) == (8, 4, 2) and cached(place.cache) == before + 2
-    new = rows_of(place.index)
-    assert set(new) == {
-        p.relative_to(place.photos).as_posix() for p in place.photos.rglob("*") if p.is_file()
-    }
-    assert (
-        new[touched] == old[touched] and new["renamed.jpg"] == old[renamed] and new[changed] != old[changed]
-    )
+    assert place.update() == (8, 0, 4, 2) and cached(place.cache) == before + 2
+    new = column(place.index, "row")
+    files = [p.relative_to(place.photos).as_posix() for p in place.photos.rglob("*") if p.is_file()]
+    assert sorted(new) == sorted(files)
+    assert close(new[touched], old[touched]) and close(new["renamed.jpg"], old[renamed])
+    assert not close(new[changed], old[changed])
 
 
 def test_file_that_was_young_is_compared_by_content(place):
-    """A tick of a coarse clock (2 s on FAT) can leave the stamp of a second content with the row of the first."""
+    """A tick of a coarse clock (2 s on FAT) can leave a second content under the first's row."""
     file = place.photos / "astronaut.jpg"
     shutil.copy(place.photos / "two words" / "chelsea.jpg", file)
     mark = f"{times_of(file.stat())}{YOUNG}1"
     edit(place.index, "UPDATE images SET stamp = ? WHERE path = ?", mark, b"astronaut.jpg")
-    assert place.update().changed == 1
-    rows = rows_of(place.index)
+    assert place.update() == (8, 0, 1, 0)
+    rows = column(place.index, "row")
     assert close(rows["astronaut.jpg"], rows["two words/chelsea.jpg"])
 
 
-def test_files_that_were_young_get_their_lasting_stamp_once(place, no_model, monkeypatch):
+def test_files_that_were_young_get_their_lasting_stamp_once(place, monkeypatch):
     edit(place.index, "UPDATE images SET stamp = stamp || ? WHERE NOT instr(stamp, ?)", f"{YOUNG}1", YOUNG)
     edit(place.index, "INSERT OR REPLACE INTO meta VALUES ('ann', 'kept')")
     before, later = contents(place.index), time.time_ns() + 10**10
     monkeypatch.setattr(time, "time_ns", lambda: later)
+    monkeypatch.setattr(VLJEPA, "load", None)
     for _ in range(2):
-        assert place.update().changed == 0 and contents(place.index) == before
-        assert not [mark for mark in stamps(place.index).values() if YOUNG in mark]
+        assert place.update() == (8, 0, 0, 0) and contents(place.index) == before
+        assert not [mark for mark in column(place.index, "stamp").values() if YOUNG in mark]
         again = "BEFORE UPDATE ON images BEGIN SELECT RAISE(ABORT, 'written again'); END"
         edit(place.index, f"CREATE TRIGGER IF NOT EXISTS once {again}")
-
-
-def test_files_from_the_future_are_not_written_again(place, monkeypatch, caplog):
-    (place.photos / "broken.jpg").write_bytes(b"no image")
-    for name in ("broken.jpg", "astronaut.jpg"):
-        os.utime(place.photos / name, (4e9, 4e9))
-    place.update()
-    before, first = contents(place.index), stamps(place.index)
-    caplog.clear()
-    monkeypatch.setattr(VLJEPA, "load", None)
-    assert place.update().changed == 0 and contents(place.index) == before and not caplog.text
-    for name in ("broken.jpg", "astronaut.jpg"):
-        assert YOUNG in first[name] and stamps(place.index)[name] == first[name]
 
 
 def test_interrupted_index_can_be_searched_and_ends_as_the_undisturbed_one(place, world, monkeypatch, capsys):
@@ -259,39 +216,45 @@ def test_interrupted_index_can_be_searched_and_ends_as_the_undisturbed_one(place
     whole, stopped = place.root / "whole.sqlite", place.root / "stopped.sqlite"
     flags = ("index", place.photos, "--batch-size", 2)
     assert place.search(*flags, index=whole) == 0
-    predict, calls = VLJEPA.predict, []
+    batches = [VLJEPA.predict] * 2
 
     def interrupted(self, features):
-        calls.append(features)
-        if len(calls) == 3:
+        if not batches:
             raise KeyboardInterrupt
-        return predict(self, features)
+        return batches.pop()(self, features)
 
     with monkeypatch.context() as patch:
         patch.setattr(VLJEPA, "predict", interrupted)
         assert place.search(*flags, index=stopped) == 130
-    assert 4 <= len(names(stopped)) < len(names(whole))
+    assert 4 <= len(column(stopped, "id")) < len(column(whole, "id"))
     capsys.readouterr()
     assert place.search("find", "a cat", index=stopped) == 0 and "not finished" in capsys.readouterr().err
-    assert place.search(*flags, index=stopped) == 0
-    assert contents(stopped) == contents(whole)
+    assert place.search(*flags, index=stopped) == 0 and contents(stopped) == contents(whole)
 
 
-def test_damaged_images_are_listed_once_and_taken_up_when_mended(place, caplog):
+def test_damaged_images_are_listed_once_even_from_the_future_and_taken_up_when_mended(
+    place, monkeypatch, caplog
+):
     whole = (place.photos / "astronaut.jpg").read_bytes()
     (place.photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (place.photos / "empty.png").touch()
-    before = cached(place.cache)
-    assert place.update()[1:] == (8, 2, 2, 0)
-    assert "half.jpg" in caplog.text and "empty.png" in caplog.text
+    for name in ("half.jpg", "astronaut.jpg"):
+        os.utime(place.photos / name, (4e9, 4e9))  # a camera with a wrong clock
+    encoded = cached(place.cache)
+    assert place.update() == (8, 2, 3, 0) and "half.jpg" in caplog.text and "empty.png" in caplog.text
+    before, marks = contents(place.index), column(place.index, "stamp")
     caplog.clear()
-    assert place.update()[1:] == (8, 2, 0, 0) and not caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(VLJEPA, "load", None)
+        assert place.update() == (8, 2, 0, 0) and not caplog.text
+    assert contents(place.index) == before and column(place.index, "stamp") == marks
+    assert YOUNG in marks["half.jpg"] and YOUNG in marks["astronaut.jpg"]
     (place.photos / "half.jpg").write_bytes(whole)
-    assert place.update()[1:] == (9, 1, 1, 0) and cached(place.cache) == before
+    assert place.update() == (9, 1, 1, 0) and cached(place.cache) == encoded
 
 
 def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, capsys):
-    before = names(place.index)
+    before = list(column(place.index, "id"))
     (place.root / "elsewhere").mkdir()
     shutil.copy(place.photos / "astronaut.jpg", place.root / "elsewhere" / "secret.jpg")
     (place.photos / "out").symlink_to(place.root / "elsewhere")
@@ -302,10 +265,9 @@ def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, cap
     (place.photos / "notes.txt").write_text("not an image")
     (place.photos / "broken.jpg").write_bytes(b"no image")
     assert place.search("index", place.photos) == 0
-    line = (
-        "15 files seen = 8 indexed + 1 damaged + 1 other files + 3 links + 2 hidden; 1 new or changed, 0 gone"
-    )
-    assert line in capsys.readouterr().out and names(place.index) == [*before, "broken.jpg"]
+    parts = "15 files seen = 8 indexed + 1 damaged + 1 other files + 3 links + 2 hidden"
+    assert f"{parts}; 1 new or changed, 0 gone" in capsys.readouterr().out
+    assert list(column(place.index, "id")) == [*before, "broken.jpg"]
 
 
 def test_index_of_an_emptied_or_another_folder_is_left_alone(place, capsys):
@@ -324,44 +286,27 @@ def test_index_of_an_emptied_or_another_folder_is_left_alone(place, capsys):
     assert contents(place.index) == before
 
 
-def retrain(run):
-    """Give a run folder another predictor, as a second train.py does."""
-    model = VLJEPA.load(run)
+def test_index_belongs_to_a_model_and_is_made_again_for_another_without_encoding(place, world, capsys):
+    other, images = place.root / "other run", contents(place.index)[0]
+    world.model.save_pretrained(other)
+    for _ in range(2):  # the same model in another folder
+        assert place.search("index", place.photos, "--run", other) == 0
+        assert " 0 new or changed" in capsys.readouterr().out and contents(place.index)[0] == images
+    assert place.search("find", "a cat") == 0 and "not finished" not in capsys.readouterr().err
+    model = VLJEPA.load(other)
     model.predictor.load_state_dict({k: v * 1.1 for k, v in model.predictor.state_dict().items()})
-    model.save_pretrained(run)
-
-
-def test_index_of_another_model_is_refused_and_made_again_without_encoding(place, world, capsys):
-    other, before = place.root / "other run", contents(place.index)
-    shutil.copytree(world.run, other)
-    retrain(other)
-    assert place.search("find", "a cat", "--run", other) == 1
-    err = capsys.readouterr().err
-    assert "another run" in err and f"--run {os.path.relpath(world.run)}" in err and "index again" in err
-    assert contents(place.index) == before
-    assert place.search("index", place.photos, "--run", other) == 0
-    assert rows_of(place.index) != rows_of(world.index) and cached(place.cache) == cached(world.cache)
-    assert place.search("find", "a cat", "--run", other) == 0
-    assert place.search("find", "a cat") == 1
-    assert place.search("index", place.photos, "--run", place.root / "untrained") == 1
-    assert "train first" in capsys.readouterr().err
-    shutil.rmtree(other)
-    shutil.copytree(world.run, other)
+    model.save_pretrained(other)
     assert place.search("find", "a cat", "--run", other) == 1
     assert f"{other} was retrained since the index was made" in capsys.readouterr().err
-
-
-def test_the_same_model_in_another_folder_keeps_the_index(place, world, capsys):
-    world.model.save_pretrained(place.root / "shared")
-    images = contents(place.index)[0]
-    for _ in range(2):
-        assert place.search("index", place.photos, "--run", place.root / "shared") == 0
-        assert " 0 new or changed" in capsys.readouterr().out and contents(place.index)[0] == images
-    assert place.search("find", "a cat") == 0
-    assert "not finished" not in capsys.readouterr().err
-
-
-# find
+    assert contents(place.index)[0] == images
+    assert place.search("index", place.photos, "--run", other) == 0
+    new, old = column(place.index, "row"), column(world.index, "row")
+    assert not any(close(new[path], old[path]) for path in old) and cached(place.cache) == world.encoded
+    assert place.search("find", "a cat", "--run", other) == 0
+    assert place.search("find", "a cat") == 1
+    err = capsys.readouterr().err
+    assert "another run" in err and f"--run {os.path.relpath(other)}" in err and "index again" in err
+    assert place.search("index", place.photos, "--run", place.root / "untrained") == 1
 
 
 def test_find_puts_the_photograph_of_the_text_first(world, loaded):
@@ -413,23 +358,18 @@ def test_approximate_search_agrees_with_exact_and_follows_the_index(place, loade
 
 
 def test_graph_recalls_most_of_a_larger_index(place, loaded):
-    rows = (
-        F.normalize(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)), dim=-1).half().numpy()
-    )
+    rows = F.normalize(torch.randn(3000, 384, generator=torch.Generator().manual_seed(0)), dim=-1).half()
     with closing(sqlite3.connect(place.index)) as db, db:
-        images = [(b"%d.jpg" % i, row.tobytes()) for i, row in enumerate(rows)]
+        images = [(b"%d.jpg" % i, row.tobytes()) for i, row in enumerate(rows.numpy())]
         db.executemany("INSERT INTO images (path, row) VALUES (?, ?)", images)
     recall = place.find("a cat", ann=True).recall
     assert recall.startswith("recall@12 ") and float(recall.split()[1]) > 0.9
 
 
-# Sheets
-
-
 class Tags(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.links, self.images, self.names = [], [], []
+        self.names, self.links, self.images = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -474,9 +414,6 @@ def test_grid_shows_every_result_and_never_replaces_a_photograph(place, loaded, 
     assert Image.open(place.photos / "mine.png").size == (9, 9)
 
 
-# duplicates
-
-
 def test_duplicates_are_copies_and_not_other_photographs(place, capsys):
     photo = next(place.photos.rglob("chelsea.jpg"))
     for n in range(25):
@@ -485,13 +422,14 @@ def test_duplicates_are_copies_and_not_other_photographs(place, capsys):
     image.save(place.photos / "again.jpg", quality=75)
     image.crop((6, 4, image.width - 6, image.height - 4)).save(place.photos / "cropped.png")
     place.update()
-    identical, near = place.duplicates()
+    with opened(place.index) as store:
+        identical, near = duplicates(store)
     assert [len(group) for group in identical] == [26] and photo in identical[0]
     ((cosine, group),) = near
     assert {"again.jpg", "cropped.png"} < {p.name for p in group} and len(group) == 3 and 0.9 < cosine < 1
     assert place.search("duplicates") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.match("1 groups of identical files, 1 of near-duplicates", lines[0])
+    assert lines[0].startswith("1 groups of identical files, 1 of near-duplicates")
     assert lines[1] == "identical, 26 files" and lines[22] == "  ... and 6 more" and len(lines) == 27
 
 
@@ -501,19 +439,17 @@ def test_near_groups_are_complete_linkage_over_the_whole_matrix(pairs, monkeypat
 
     monkeypatch.setattr("apps.search.duplicates.PAIRS", pairs)
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(1500, 16, generator=generator)
-    some = centres[torch.randint(1500, (4500,), generator=generator)]
-    some = F.normalize(some + 0.15 * torch.randn(4500, 16, generator=generator), dim=-1)
+    centres = torch.randn(1000, 16, generator=generator)
+    some = centres[torch.randint(1000, (3000,), generator=generator)]
+    some = F.normalize(some + 0.15 * torch.randn(3000, 16, generator=generator), dim=-1)
     cosines = (some @ some.T).double().numpy()
-    distances = 1 - cosines[tuple(torch.triu_indices(4500, 4500, 1).numpy())]
+    distances = 1 - cosines[tuple(torch.triu_indices(3000, 3000, 1).numpy())]
     label = fcluster(linkage(distances, "complete"), 0.03, "distance")
-    expected = {}
-    for i, number in enumerate(label):
-        expected.setdefault(number, []).append(i)
+    expected = [(label == number).nonzero()[0].tolist() for number in range(1, label.max() + 1)]
     groups = near_groups(some, 0.97)
-    assert [group for _, group in groups] == [group for group in expected.values() if len(group) > 1]
+    assert [group for _, group in groups] == sorted(group for group in expected if len(group) > 1)
     assert all(cosines[group][:, group].min() == pytest.approx(lowest) for lowest, group in groups)
-    assert len(groups) > 500
+    assert len(groups) > 300
 
 
 def test_chain_of_near_images_is_no_group(monkeypatch):
@@ -527,12 +463,7 @@ def test_chain_of_near_images_is_no_group(monkeypatch):
         assert sorted(sum((group for _, group in groups), [])) == list(range(90))
 
 
-# Strangers' files and wrong usage
-
-
-@pytest.mark.parametrize(
-    "path", [b"../secret.jpg", b"two words/../../secret.jpg", b"/etc/hostname", b"a\0b.jpg"]
-)
+@pytest.mark.parametrize("path", [b"../secret.jpg", b"two words/../../x.jpg", b"/etc/hostname", b"a\0b.jpg"])
 def test_index_that_points_outside_its_folder_is_refused(place, loaded, path):
     Image.new("RGB", (9, 9)).save(place.root / "secret.jpg")
     edit(place.index, "UPDATE images SET path = ? WHERE id = 1", path)
@@ -540,29 +471,18 @@ def test_index_that_points_outside_its_folder_is_refused(place, loaded, path):
     assert not (place.root / "sheet.html").exists()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE images SET row = x'00' WHERE id = 2",
-        "UPDATE images SET row = zeroblob(20)",
-        "UPDATE images SET row = 5",
-        "UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1",
-        "UPDATE images SET row = x'123456'",
-        "UPDATE images SET path = 7 WHERE id = 1",
-        "UPDATE images SET path = x'' WHERE id = 1",
-        "UPDATE images SET sketch = CAST(x'007e' || substr(sketch, 3) AS BLOB)",
-        "UPDATE images SET sketch = CAST(x'007c' || substr(sketch, 3) AS BLOB)",
-        "UPDATE images SET stamp = x'ff'",
-        "UPDATE images SET digest = x'ff' || id",
-        "UPDATE meta SET value = x'ff' WHERE key = 'model'",
-        "UPDATE meta SET value = NULL WHERE key = 'root'",
-        "UPDATE meta SET value = 9",
-        "DELETE FROM meta WHERE key != 'format'",
-        "DELETE FROM meta",
-        "DROP TABLE images",
-        "ALTER TABLE images DROP COLUMN sketch",
-    ],
-)
+NONSENSE = """
+UPDATE images SET row = x'00' WHERE id = 2; UPDATE images SET row = zeroblob(20); UPDATE images SET row = 5;
+UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1;
+UPDATE images SET path = 7 WHERE id = 1; UPDATE images SET path = x'' WHERE id = 1;
+UPDATE images SET sketch = CAST(x'007e' || substr(sketch, 3) AS BLOB); UPDATE images SET stamp = x'ff';
+UPDATE images SET sketch = CAST(x'007c' || substr(sketch, 3) AS BLOB); UPDATE images SET digest = x'ff' || id;
+UPDATE meta SET value = x'ff' WHERE key = 'model'; UPDATE meta SET value = NULL WHERE key = 'root';
+UPDATE meta SET value = 9; DELETE FROM meta WHERE key != 'format'; DELETE FROM meta;
+UPDATE images SET row = x'123456'; DROP TABLE images; ALTER TABLE images DROP COLUMN sketch"""
+
+
+@pytest.mark.parametrize("statement", NONSENSE.split(";"))
 def test_index_with_nonsense_in_it_is_refused_or_answered(place, loaded, capsys, statement):
     edit(place.index, statement)
     codes = [place.search(*words) for words in (("find", "a cat"), ("duplicates",), ("index", place.photos))]
@@ -575,10 +495,8 @@ def test_index_cut_or_overwritten_anywhere_raises_nothing_else(place):
     for n in range(40):
         at = n * len(whole) // 40
         place.index.write_bytes(whole[:at] if n % 2 else whole[:at] + bytes(512) + whole[at + 512 :])
-        try:
-            place.duplicates()
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError, ValueError), opened(place.index) as store:
+            duplicates(store)
 
 
 def test_files_of_another_kind_are_refused_and_left_as_they_are(world, loaded, tmp_path, capsys):
@@ -593,9 +511,7 @@ def test_files_of_another_kind_are_refused_and_left_as_they_are(world, loaded, t
             err = capsys.readouterr().err
             assert str(file) in err and "delete it and index again" in err and file.read_bytes() == before
     assert world.search("find", "a cat", index=tmp_path / "none.sqlite") == 1
-    assert (
-        "none.sqlite: no index there" in capsys.readouterr().err and not (tmp_path / "none.sqlite").exists()
-    )
+    assert "none.sqlite: no index" in capsys.readouterr().err and not (tmp_path / "none.sqlite").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
@@ -609,8 +525,8 @@ def test_names_that_are_no_text_are_found_and_printed_harmlessly(place, loaded, 
 
 
 WRONG = """
-find; find --not snow; find a --top 0; find a --html photo.jpg; find a --grid a.jpg; index; index . --batch-size 0;
-duplicates --threshold 2; duplicates --run x"""
+find; find --not snow; find a --top 0; find a --html photo.jpg; find a --grid a.jpg; index;
+index . --batch-size 0; duplicates --threshold 2; duplicates --run x"""
 
 
 @pytest.mark.parametrize("flags", ["", *WRONG.split(";")])
