@@ -1,10 +1,11 @@
 """What the rows measure on: captions of a CSV, CLIP with random weights, feature shards of random numbers."""
 
 import csv
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+PACKAGED = "efficientnet-lite0-stages"
 
 
 def captions_of(args):
@@ -50,26 +51,26 @@ def feature_shards(folder, images, captions, per_shard=4_000):
     """Write feature shards of random unit rows, `captions` per image, and return the pattern of the
     tars that they stand for. All shards are alike, since speed does not depend on the numbers."""
     import torch
-    from safetensors.torch import save_file
+    from torch.nn.functional import normalize
 
-    from models.features.shards import FORMAT
+    from models.features.shard_files import write
+    from models.files import packed
     from models.text import TextEncoder
-    from models.vision import PACKAGED, VisionEncoder
+    from models.vision import VisionEncoder
 
     vision, text = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu")
-    towers = dict(format=FORMAT, vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
-    image = torch.nn.functional.normalize(torch.randn(per_shard, vision.dim), dim=1).half()
-    caption = torch.nn.functional.normalize(torch.randn(per_shard * captions, text.dim), dim=1).half()
+    towers = dict(vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    image = normalize(torch.randn(per_shard, vision.dim), dim=1).half()
+    caption = normalize(torch.randn(per_shard * captions, text.dim), dim=1).half()
     starts = range(0, images, per_shard)
     for number, start in enumerate(starts):
         n = min(per_shard, images - start)
-        names = json.dumps([f"{start + i}.jpg" for i in range(n)]).encode()
         tensors = dict(
             image=image[:n],
             text=caption[: n * captions],
             image_of=torch.arange(n * captions) // captions,
-            names=torch.frombuffer(bytearray(names), dtype=torch.uint8),
+            names=packed([f"{start + i}.jpg" for i in range(n)]),
+            captions=packed(["a caption"] * (n * captions)),
         )
-        path = Path(folder, f"{number:05}.safetensors")
-        save_file(tensors, path, towers | dict(tar_sha256=f"random {start}"))
+        write(Path(folder, f"{number:05}.safetensors"), tensors, towers | dict(tar_sha256=f"random {start}"))
     return f"{folder}/{{00000..{len(starts) - 1:05}}}.tar"

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 from tools.prepare import write_csv
 
-from .data import cached_clip, captions_of, feature_shards
+from .data import PACKAGED, cached_clip, captions_of, feature_shards
 from .timing import Row, median, process, side_by_side
 from .towers import best_rate
 
 LOOP_BATCH = 16
-TOWERS = ("efficientnet-lite0-stages", "clip-vit-b-16", "clip-vit-b-16-bf16")
+TOWERS = (PACKAGED, "clip-vit-b-16", "clip-vit-b-16-bf16")
 FLOOR = """import torch
 from models.text import TextEncoder
 from models.vision import VisionEncoder
@@ -179,7 +179,7 @@ def loop(args):
 def train_shards(folder, tars, *flags):
     """The Process of `train.py --shards` for one epoch."""
     where = ["--shards", tars, "--shard-features", folder, "--run", f"{folder}/run"]
-    tower = ["--vision", "efficientnet-lite0-stages", "--epochs", 1, "--quiet"]
+    tower = ["--vision", PACKAGED, "--epochs", 1, "--quiet"]
     return process("train.py", *where, *tower, *flags)
 
 
