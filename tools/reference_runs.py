@@ -25,8 +25,8 @@ CLASSIC = (
 )
 RETRIEVAL = (
     "--recipe retrieval --loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine "
-    "--warmup 0.1 --weight-decay 0.01 --hidden 2048 --members 3 --dropout 0.5 --input-dropout 0.5 --standardise "
-    "--group-captions --seed 0"
+    "--warmup 0.1 --weight-decay 0.01 --hidden 2048 --members 3 --dropout 0.5 --input-dropout 0.5 "
+    "--standardise --group-captions --seed 0"
 )
 COLUMNS = "--image-column image_name --caption-column comment"
 ENGINE = "--text all-MiniLM-L6-v2 --device cpu --no-bf16 --no-compile --encode-batch 32"
