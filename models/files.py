@@ -9,6 +9,7 @@ with replacing("runs/default/log.jsonl") as new:
 import hashlib
 import json
 import os
+import secrets
 import time
 from contextlib import contextmanager
 from glob import escape
@@ -53,7 +54,7 @@ def replacing(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path.parent, path.name, older_than=STALE)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "r+b") as file:
@@ -72,8 +73,11 @@ def clear_leftovers(folder, name="*", older_than=0):
     `older_than` seconds old."""
     pattern = name if name == "*" else escape(name)
     for leftover in Path(folder).glob(f".{pattern}.*.tmp"):
-        if time.time() - leftover.stat().st_mtime >= older_than:
-            leftover.unlink(missing_ok=True)
+        try:
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
+        except FileNotFoundError:
+            pass  # another process has renamed or deleted it
 
 
 def printable(text):

@@ -60,7 +60,9 @@ class VisionTextDataset:
         self.skip_bad = skip_bad
         if not self.image_dir.is_dir():
             raise ValueError(f"{image_dir}: no such folder of images; name yours with --images DIR")
-        self._index(rows or read_rows(csv_path, image_column, caption_column, skip_bad=skip_bad))
+        if rows is None:
+            rows = read_rows(csv_path, image_column, caption_column, skip_bad=skip_bad)
+        self._index(rows)
         if only is not None:
             self.keep(only)
         self.drop(self._find_bad(range(len(self.image_names)), decode=False))

@@ -8,7 +8,6 @@ for item, rows, error in encode_ahead(paths, open_frames, vision.parts):
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +24,32 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None):
     def pixels(item):
         try:
             frames = read(item)
+            if not frames:
+                raise ValueError("no frames in it")
             return [torch.stack([tower.preprocess(frame) for frame in frames]) for tower in towers], None
         except (OSError, ValueError) as error:
             return None, error
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         decoded = _ahead(pool, pixels, items, 2 * batch_size)
-        while batch := list(islice(decoded, batch_size)):
+        for batch in _batches(decoded, batch_size):
             rows = _encode([found for _, (found, _) in batch if found is not None], towers)
             for item, (found, error) in batch:
                 yield item, next(rows) if found is not None else None, error
+
+
+def _batches(decoded, size):
+    """Lists of entries of `decoded`, each with at least `size` frames; the last one may have fewer."""
+    batch, frames = [], 0
+    for entry in decoded:
+        pixels, _ = entry[1]
+        batch.append(entry)
+        frames += len(pixels[0]) if pixels is not None else 0
+        if frames >= size or len(batch) >= size:
+            yield batch
+            batch, frames = [], 0
+    if batch:
+        yield batch
 
 
 def _encode(pixels, towers):

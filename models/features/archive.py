@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from models.dataset import open_frames
+from models.dataset import check_file, open_frames
 from models.files import sha256, stamp
 
 from .ahead import encode_ahead
@@ -38,11 +38,9 @@ class Features(NamedTuple):
 
 class Encoded(NamedTuple):
     path: object
-    digest: (
-        str | None
-    )  # SHA-256 of the content, 64 hex digits; None for a file that cannot be read or changes meanwhile
+    digest: str | None  # SHA-256 of the content, 64 hex digits; None when it cannot be read or changes
     row: torch.Tensor | None  # (dim,) float32 unit row; None for a file that is no image or damaged
-    error: str | None
+    error: str | None  # why there is no row; copies of a damaged file name one of them
 
 
 def encode_archive(
@@ -59,7 +57,9 @@ def encode_archive(
         stamps = [stamp(path) for path in paths]  # before the files are read: a later change is then noticed
         with _bar(len(paths), "image files", quiet) as bar:
             digests = store.file_digests(paths, stamps, workers, bar.update)
-        unseen = [i for i in range(len(paths)) if not _is_stored(store, vision, digests[i])]
+        unseen = [
+            i for i, digest in enumerate(digests) if not digest or not _is_stored(store, vision, digest)
+        ]
         bad = {}
         with _bar(len(unseen), "images, checked", quiet) as bar:
             for batch in batched(unseen, 256):
@@ -68,11 +68,12 @@ def encode_archive(
         files = list(zip(paths, stamps, digests))
         files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
         dataset.drop(bad)
-        blobs, errors = _encode_missing(store, files, vision, batch_size, workers, quiet)
-        if errors:
-            path, error = next(iter(errors.items()))
-            where = next(dataset.where(i) for i in range(len(files)) if dataset.path(i) == path)
-            raise ValueError(f"{where}: {error}; run the same command again")
+        readable = [file for file in files if file[2]]
+        blobs, unread, damaged = _encode_missing(store, readable, vision, batch_size, workers, quiet)
+        for i, (path, _, digest) in enumerate(files):
+            if digest is None or path in unread or digest in damaged:
+                error = unread.get(path) or damaged.get(digest) or f"{path}: changed meanwhile"
+                raise ValueError(f"{dataset.where(i)}: {error}; run the same command again")
         image = _rows(store, vision, [digest for _, _, digest in files], blobs)
         return Features(
             image, _text_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of)
@@ -81,6 +82,8 @@ def encode_archive(
 
 def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
     """(len(texts), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
+    if not len(texts):
+        return torch.empty(0, text.dim)
     with opened(cache) as store:
         return _text_rows(store, texts, text, quiet)
 
@@ -93,61 +96,76 @@ def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, w
             stamps, errors = {}, {}
             for path in chunk:
                 try:
+                    open(check_file(path), "rb").close()
                     stamps[path] = stamp(path)
-                    open(path, "rb").close()
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     errors[path] = str(error)
-            readable = [path for path in chunk if path not in errors]
-            digests = store.file_digests(readable, [stamps[path] for path in readable], workers)
-            files = [(path, stamps[path], digest) for path, digest in zip(readable, digests)]
-            blobs, damaged = _encode_missing(store, files, vision, batch_size, workers, quiet=True)
-            errors |= damaged
-            digest_of = dict(zip(readable, digests))
+            digests = store.file_digests(list(stamps), list(stamps.values()), workers)
+            files = []
+            for path, digest in zip(stamps, digests):
+                if digest is None:
+                    errors[path] = f"{path}: cannot be read"
+                else:
+                    files.append((path, stamps[path], digest))
+            blobs, unread, damaged = _encode_missing(store, files, vision, batch_size, workers, quiet=True)
+            errors |= unread
+            digest_of = dict(zip(stamps, digests))
             for path in chunk:
                 digest = digest_of.get(path)
                 if path in errors:
-                    changed = (
-                        digest is not None and stamp(path) != stamps[path] and sha256(path) != digest.hex()
-                    )
+                    yield Encoded(path, None, None, errors[path])
+                elif digest in damaged:
+                    why = damaged[digest]
                     yield Encoded(
-                        path, None if changed or digest is None else digest.hex(), None, errors[path]
+                        path, digest.hex(), None, why if str(path) in why else f"{path}: a copy of {why}"
                     )
                 else:
                     yield Encoded(path, digest.hex(), _rows(store, vision, [digest], blobs)[0], None)
 
 
 def _encode_missing(store, files, vision, batch_size, workers, quiet):
-    """({key: blob} of all rows of `files`, {path: error}) for files [(path, stamp, digest)]. Encodes and
-    stores what the cache lacks; the same content is encoded once."""
-    blobs, errors = {}, {}
+    """(blobs, unread, damaged) for files [(path, stamp, digest)]: {key: blob} of all rows, {path: error} of
+    files that cannot be read or changed meanwhile, {digest: error} of content that does not decode. Encodes
+    and stores what the cache lacks; the same content is encoded once."""
+    blobs, unread, damaged = {}, {}, {}
     for tower in vision.parts:
         keys = {digest: row_key(tower, digest) for _, _, digest in files}
         found, _ = store.fetch(keys.values())
         blobs |= found
-        first = {}
+        copies = {}
         for file in files:
             if keys[file[2]] not in found:
-                first.setdefault(file[2], file)
-        todo = list(first.values())
-        with _bar(len(todo), f"images, {tower.name}", quiet) as bar:
-            encoded = encode_ahead(todo, lambda file: open_frames(file[0]), (tower,), batch_size, workers)
-            for batch in _in_batches(encoded, batch_size):
-                good = []
-                for (path, before, digest), rows, error in batch:
-                    if error is None and stamp(path) != before and sha256(path) != digest.hex():
-                        error = f"{path}: changed while it was encoded"
-                    if error is None:
-                        good.append((keys[digest], rows[0]))
-                    else:
-                        errors[path] = str(error)
-                if good:
-                    blobs |= store.put([key for key, _ in good], torch.stack([row for _, row in good]))
-                bar.update(len(batch))
-    unusable = {digest: errors[path] for path, _, digest in files if path in errors}
-    errors |= {
-        path: unusable[digest] for path, _, digest in files if digest in unusable
-    }  # copies share the fault
-    return blobs, errors
+                copies.setdefault(file[2], []).append(file)
+        while todo := [same.pop(0) for same in copies.values() if same]:
+            with _bar(len(todo), f"images, {tower.name}", quiet) as bar:
+                encoded = encode_ahead(todo, _frames_of, (tower,), batch_size, workers)
+                for batch in _in_batches(encoded, batch_size):
+                    good = []
+                    for (path, before, digest), rows, error in batch:
+                        if isinstance(error, OSError) or not _still_is(path, before, digest):
+                            unread[path] = str(error or f"{path}: changed while it was encoded")
+                            continue  # a copy may still be whole
+                        copies[digest] = []
+                        if error:
+                            damaged[digest] = str(error)
+                        else:
+                            good.append((keys[digest], rows[0]))
+                    if good:
+                        blobs |= store.put([key for key, _ in good], torch.stack([row for _, row in good]))
+                    bar.update(len(batch))
+    return blobs, unread, damaged
+
+
+def _frames_of(file):
+    return open_frames(file[0])
+
+
+def _still_is(path, before, digest):
+    """Whether a file still holds the content that its stamp and digest were taken of."""
+    try:
+        return stamp(path) == before or sha256(path) == digest.hex()
+    except OSError:
+        return False
 
 
 def _is_stored(store, vision, digest):

@@ -137,28 +137,21 @@ class FeatureCache:
         return blobs
 
     def file_digests(self, paths, stamps, workers=None, progress=None):
-        """The SHA-256 of each file, 32 bytes. A file is read only when its stamp has changed since the last
-        look. `progress(n)` is called after every n files read."""
-        known = {
-            path: (stat, digest)
-            for path, stat, digest in self.db.execute("SELECT path, stat, digest FROM files")
-        }
+        """The SHA-256 of each file, 32 bytes, or None for one that cannot be read. A file is read only when
+        its stamp has changed since the last look. `progress(n)` is called after every n files read."""
         names = [os.fsencode(path) for path in paths]
+        known = [self._known_file(name) for name in names]
         digests = []
-        for name, stamp in zip(names, stamps):
-            stat, digest = known.get(name, (None, None))
+        for stamp, (stat, digest) in zip(stamps, known):
             digests.append(digest if stat == stamp and isinstance(digest, bytes) else None)
         new = [i for i, digest in enumerate(digests) if digest is None]
         with ThreadPoolExecutor(workers) as pool:
             for batch in batched(new, 256):
-                for i, digest in zip(batch, pool.map(lambda i: bytes.fromhex(sha256(paths[i])), batch)):
+                for i, digest in zip(batch, pool.map(_digest, [paths[i] for i in batch])):
                     digests[i] = digest
                 # A young stamp matches no later one, so it is only worth storing with a new digest.
-                changed = [
-                    i
-                    for i in batch
-                    if YOUNG not in stamps[i] or known.get(names[i], ("", ""))[1] != digests[i]
-                ]
+                read = [i for i in batch if digests[i]]
+                changed = [i for i in read if YOUNG not in stamps[i] or known[i][1] != digests[i]]
                 with self.db:
                     self.db.executemany(
                         "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
@@ -167,6 +160,19 @@ class FeatureCache:
                 if progress:
                     progress(len(batch))
         return digests
+
+    def _known_file(self, name):
+        """(stamp, digest) as stored for a file, or (None, None)."""
+        found = self.db.execute("SELECT stat, digest FROM files WHERE path = ?", (name,)).fetchone()
+        return found or (None, None)
+
+
+def _digest(path):
+    """The SHA-256 of a file, 32 bytes; None when it cannot be read."""
+    try:
+        return bytes.fromhex(sha256(path))
+    except OSError:
+        return None
 
 
 def batched(items, size):
