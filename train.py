@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 # What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind `retrieval`.
@@ -89,48 +88,6 @@ def parse(argv):
     untouched = argparse.Namespace(**dict.fromkeys(vars(args)))  # None stays where a flag was not typed
     typed = vars(p.parse_args(argv, untouched))
     return args, {name for name, value in typed.items() if value is not None}
-
-
-@dataclass
-class Data:
-    """The features to train on, on the device (in feature shards: on the disk), and those of the held-out
-    images."""
-
-    source: str  # the CSV or the pattern of tars
-    digest: str  # of the rows, or of tars and towers
-    image: object  # (N, Dv)
-    text: object  # (M, Dt)
-    image_of: object  # (M,)
-    names: list  # of the N images
-    held_out: object  # Features, on the CPU
-
-    @property
-    def has_held_out(self):
-        return len(self.held_out.image) > 1
-
-
-def load_data(args, vision, text, process):
-    """Data: every row through the towers, once, and split by image."""
-    import torch
-
-    from models.dataset import split_by_image
-    from models.features import Features
-    from models.features.load import load_csv, load_shards
-
-    load = load_shards if args.shards else load_csv
-    features, names, digest = load(args, vision, text, process)
-    train_names, held_out_names = split_by_image(names, args.val_fraction, args.seed)
-    source = args.shards or args.csv
-    if not train_names:
-        raise ValueError(f"{source}: all {len(names)} images are held out; lower --val-fraction")
-    is_held_out = torch.tensor([name in held_out_names for name in names])
-    image, captions, image_of, *_ = features.of(~is_held_out)
-    if not args.shards:
-        image, captions = image.to(process.device), captions.to(process.device)
-    held_out = features.of(is_held_out)
-    held_out = Features(held_out.image[:], held_out.text[:], held_out.image_of)  # [:] reads them from shards
-    names = [name for name in names if name not in held_out_names]
-    return Data(source, digest, image, captions, image_of.to(process.device), names, held_out)
 
 
 def build(args, data, device):
@@ -297,6 +254,7 @@ def train(args, typed, stop):
     it is checked after every step. Returns the exit code; raises ValueError or OSError with a message for the
     user."""
     from models import distributed, runs
+    from models.features.load import load_data
     from models.text import TextEncoder
     from models.vision import VisionEncoder, choose
 

@@ -22,9 +22,7 @@ from models.vision import pixels
 from models.vljepa import VLJEPA
 
 FORMAT = "vl-jepa onnx 2"  # metadata key 'format'; 'config', 'record' and 'preprocess' are JSON
-WORDS = dict(
-    resize=("shortest", "squash"), interpolation=("bicubic", "bilinear"), margin=("round", "floor")
-)
+WORDS = dict(resize=("shortest", "squash"), interpolation=("bicubic", "bilinear"), margin=("round", "floor"))
 LARGEST = 2**31 - 1  # bytes of a protobuf message, so of one file
 
 
