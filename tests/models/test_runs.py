@@ -1,196 +1,186 @@
-"""models/checkpoint.py: what was saved comes back, and nothing else is taken for it."""
+"""models/runs.py: what is saved comes back, and an earlier run is never lost."""
 
+import json
 import os
-import pickle
+import subprocess
+import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
-from models import runs as checkpoint
+from models import runs
+from tests.conftest import ROOT
 
-
-def state():
-    generator = torch.Generator().manual_seed(0)
-    predictor = {
-        "hidden.weight": torch.randn(30, 20, generator=generator),
-        "hidden.bias": torch.randn(30, generator=generator),
-    }
-    return dict(
-        predictor=predictor,
-        config=dict(hidden_dim=30, dropout=0.5, gated=False),
-        towers=dict(vision=dict(name="v", sha256="ab")),
-        recipe=dict(lr=1e-3, csv="a.csv", vision=None),
-        epoch=3,
-        rng=torch.get_rng_state(),
-        history=[dict(epoch=1, train_loss=0.5)],
-        optimiser=dict(
-            state={0: dict(step=torch.tensor(4.0))}, param_groups=[dict(lr=0.1, betas=(0.9, 0.999))]
-        ),
-    )
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return a == b
+CONFIG = dict(
+    predictor=dict(members=1),
+    towers={kind: dict(name=kind, sha256="ab") for kind in ("vision", "text")},
+    recipe=dict(lr=1e-3),
+    data="digest",
+    images=3,
+    captions=5,
+)
 
 
 @pytest.fixture
-def saved(tmp_path):
-    checkpoint.save(state(), tmp_path / "run" / "last.pt")
-    return tmp_path / "run" / "last.pt"
+def tensors():
+    return dict(weight=torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), bias=torch.zeros(30))
 
 
-def refuses(path, *words):
-    """load raises a ValueError that names the path and says each word."""
-    with pytest.raises(ValueError) as error:
-        checkpoint.load(path)
-    for word in (str(path), *words):
-        assert word in str(error.value)
+@pytest.fixture
+def run(tmp_path, tensors):
+    folder = tmp_path / "run"
+    runs.begin(folder, CONFIG, [], resumed=False)
+    runs.save_model(folder, tensors, dict(epoch=3, history=[dict(epoch=1, train_loss=0.5)], held_out=None))
+    runs.save_last(
+        folder, tensors | dict(trained_on=runs.packed(["ä.jpg"])), dict(epoch=3, recipe=dict(csv="a.csv"))
+    )
+    return folder
 
 
-class Bomb:
-    """Unpickled without care, this creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
+def test_model_comes_back_to_the_bit(run, tensors):
+    found, config, record = runs.load_model(run)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in found)
+    assert config == dict(format=runs.FORMAT) | CONFIG
+    assert record == dict(epoch=3, history=[dict(epoch=1, train_loss=0.5)], held_out=None)
 
 
-def test_checkpoint_round_trip_is_exact(saved):
-    """Catches a type or number that comes back changed: resuming has to go on bit for bit."""
-    loaded = checkpoint.load(saved)
-    assert loaded.pop("format") == checkpoint.FORMAT
-    assert same(loaded, state())
+def test_private_part_comes_back(run, tensors):
+    found, facts = runs.load_last(run)
+    assert torch.equal(found["weight"], tensors["weight"]) and facts["epoch"] == 3
+    assert runs.load_private(run) == (dict(csv="a.csv"), ["ä.jpg"])
+    assert runs.load_last(run.parent) is None and runs.load_private(run.parent) is None
 
 
-def test_checkpoint_loads_under_weights_only(saved):
-    """Catches a Namespace, Path or numpy scalar in the file, which a safe loader refuses."""
-    assert torch.load(saved, weights_only=True)["epoch"] == 3
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_run_of_the_old_format_is_refused_with_the_way_out(name, tmp_path):
+    (tmp_path / name).write_bytes(b"old")
+    (tmp_path / runs.LOG).write_text("{}\n")
+    for load in (runs.load_model, runs.load_config, runs.load_last, runs.load_private):
+        with pytest.raises(ValueError, match="older version.*--run"):
+            load(tmp_path)
 
 
-@pytest.mark.parametrize("unpicklable", [lambda: 1, threading.Lock()], ids=["lambda", "lock"])
-def test_failed_save_leaves_the_old_checkpoint_and_no_temporary(saved, unpicklable):
-    """Catches a checkpoint that is opened for writing before its successor is whole."""
-    before = saved.read_bytes()
-    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        checkpoint.save(state() | dict(recipe=unpicklable), saved)
-    assert saved.read_bytes() == before
-    assert os.listdir(saved.parent) == ["last.pt"]
+def test_folder_without_weights_yet_says_to_train(tmp_path):
+    runs.begin(tmp_path / "run", CONFIG, [], resumed=False)
+    with pytest.raises(FileNotFoundError, match="model.safetensors.*train first"):
+        runs.load_model(tmp_path / "run")
 
 
-def test_save_replaces_the_old_checkpoint(saved):
-    """Catches a temporary file that stays behind after a save that worked."""
-    checkpoint.save(state() | dict(epoch=4), saved)
-    assert checkpoint.load(saved)["epoch"] == 4
-    assert os.listdir(saved.parent) == ["last.pt"]
-
-
-def test_reader_never_sees_a_part_of_a_checkpoint(saved):
-    """Catches writing in place: a file that was opened before a save still reads as the old whole."""
-    before = saved.read_bytes()
-    with open(saved, "rb") as reader:
-        checkpoint.save(state() | dict(epoch=4), saved)
-        assert reader.read() == before
-
-
-def test_missing_checkpoint_says_how_to_get_one(tmp_path):
-    """Catches a bare 'No such file': the way out is to train first."""
-    with pytest.raises(FileNotFoundError) as error:
-        checkpoint.load(tmp_path / "run" / "best.pt")
-    assert str(tmp_path / "run" / "best.pt") in str(error.value) and "train.py" in str(error.value)
-
-
-@pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999])
-def test_truncated_checkpoint_is_refused_by_name(saved, share):
-    """Catches bare EOFError, OSError and RuntimeError of torch's reader, which name no file (a full disk, a broken copy)."""
-    whole = saved.read_bytes()
-    saved.write_bytes(whole[: int(share * len(whole))])
-    refuses(saved, "damaged")
-
-
-def test_checkpoint_one_byte_short_is_refused_by_name(saved):
-    """Catches the same at the very end of the file."""
-    saved.write_bytes(saved.read_bytes()[:-1])
-    refuses(saved)
-
-
-def test_flipped_bit_in_the_parameters_is_refused(saved):
-    """Catches a parameter that changed on the disk and loads without a word: torch's reader does not compare the check sums it writes."""
-    whole = bytearray(saved.read_bytes())
-    where = whole.find(state()["predictor"]["hidden.weight"].numpy().tobytes())
-    assert where > 0
-    whole[where + 40] ^= 1
-    saved.write_bytes(whole)
-    refuses(saved, "damaged")
-
-
-GARBAGE = dict(
-    text=b"hello, this is no checkpoint\n" * 50,
-    zeros=bytes(5000),
-    zip=b"PK\x03\x04" + bytes(range(256)) * 20,
-    pickle=b"\x80\x02}q\x00.",
-    one_byte=b"\x80",
-)
-FOREIGN = {
-    "state dict": {"hidden.weight": torch.ones(2)},
-    "later format": state() | {"format": "vl-jepa 99"},
-    "list": [1, 2],
-    "tensor": torch.ones(3),
-    "no parts": {"format": checkpoint.FORMAT},
-}
-
-
-@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_refused_by_name(saved, content):
-    """Catches an exception of the unpickler that gets through, or a dict that is taken for a checkpoint."""
-    saved.write_bytes(content)
-    refuses(saved)
-
-
-@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
-def test_foreign_file_is_refused_by_name(saved, foreign):
-    """Catches another program's weights, or a later version's checkpoint, that would fail far from here."""
-    torch.save(foreign, saved)
-    refuses(saved, "not a checkpoint")
+@pytest.mark.parametrize("cut", [0, 3, 100, -1])
+@pytest.mark.parametrize("name", [runs.WEIGHTS, runs.LAST])
+def test_truncated_file_is_named(run, name, cut):
+    path = run / name
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=str(path)):
+        runs.load_model(run) if name == runs.WEIGHTS else runs.load_last(run)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_parameters_are_refused_by_name(saved, value):
-    """Catches a diverged checkpoint that answers every question with NaN."""
-    broken = state()
-    broken["predictor"]["hidden.bias"][7] = value
-    checkpoint.save(broken, saved)
-    refuses(saved, "hidden.bias", "non-finite")
+def test_parameters_that_are_not_finite_are_named(run, tensors, value):
+    tensors["bias"][2] = value
+    runs.save_model(run, tensors, {})
+    with pytest.raises(ValueError, match="bias"):
+        runs.load_model(run)
 
 
-@pytest.mark.parametrize("wrapped", ["torch", "legacy", "pickle"])
-def test_pickle_bomb_is_refused_and_not_run(saved, tmp_path, wrapped):
-    """Catches torch.load without weights_only, which runs whatever a downloaded file says."""
-    bomb = Bomb(tmp_path / "boom")
-    if wrapped == "pickle":
-        saved.write_bytes(pickle.dumps(bomb))
-    else:
-        torch.save(
-            state() | dict(format=checkpoint.FORMAT, recipe=bomb),
-            saved,
-            _use_new_zipfile_serialization=wrapped == "torch",
-        )
-    refuses(saved)
-    assert not bomb.path.exists()
-    torch.load(saved, weights_only=False) if wrapped != "pickle" else pickle.loads(saved.read_bytes())
-    assert bomb.path.exists(), "the bomb of this test is a dud, so it proves nothing"
+def test_reader_sees_the_old_file_or_the_new_one(run, tensors):
+    """Saves 200 times while another thread reads."""
+    seen, done = set(), threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(float(runs.load_model(run)[0]["bias"][0]))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for value in range(200):
+        runs.save_model(run, dict(bias=torch.full((30,), float(value))), {})
+    done.set()
+    reader.join()
+    assert seen <= {float(value) for value in range(200)} and len(seen) > 1
 
 
-def test_folder_in_place_of_a_checkpoint_is_refused(tmp_path):
-    """Catches IsADirectoryError from deep inside torch."""
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        checkpoint.load(tmp_path)
+def test_failed_save_keeps_the_old_file(run, monkeypatch, tensors):
+    before = (run / runs.WEIGHTS).read_bytes()
+    monkeypatch.setattr(
+        os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="model.safetensors.*No space left"):
+        runs.save_model(run, dict(bias=torch.ones(30)), {})
+    assert (run / runs.WEIGHTS).read_bytes() == before and not list(run.glob(".*.tmp"))
+
+
+def test_earlier_runs_are_numbered_and_none_is_deleted(run):
+    for number in (1, 2, 3):
+        (run / "mark").write_text(str(number))
+        assert runs.begin(run, CONFIG, [], resumed=False) == run.with_name(f"run.{number}")
+        (run / runs.LAST.parent).mkdir()
+        (run / runs.LAST).write_bytes(b"x")
+    assert [(run.with_name(f"run.{n}") / "mark").read_text() for n in (1, 2, 3)] == ["1", "2", "3"]
+
+
+def test_run_that_saved_nothing_is_started_over(tmp_path):
+    for _ in range(2):
+        assert runs.begin(tmp_path / "run", CONFIG, [], resumed=False) is None
+
+
+def test_resumed_run_stays_and_its_log_is_that_of_what_was_saved(run):
+    (run / runs.LOG).write_text('{"epoch": 1}\n{"epoch": 2}\n{"ep')
+    assert runs.begin(run, CONFIG, [dict(epoch=1)], resumed=True) is None
+    assert [json.loads(line) for line in (run / runs.LOG).read_text().splitlines()] == [dict(epoch=1)]
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"{tmp_path}.*--run"):
+        runs.begin(tmp_path, CONFIG, [], resumed=False)
+    assert (tmp_path / "holiday.jpg").exists()
+
+
+def test_second_process_is_named_the_first(tmp_path):
+    code = f"from models import runs\nwith runs.hold({str(tmp_path / 'run')!r}): print('held')"
+    with runs.hold(tmp_path / "run"):
+        second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode and f"process {os.getpid()} is training there" in second.stderr
+    with runs.hold(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_holding_clears_what_a_killed_process_left(run):
+    left = [run / ".model.safetensors.123.tmp", run / "private" / ".last.safetensors.123.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    with runs.hold(run):
+        assert not any(path.exists() for path in left)
+
+
+def test_progress_keeps_the_best_epoch_by_recall_then_by_loss():
+    progress = runs.Progress()
+    entries = [(0.2, 1.0), (0.4, 0.9), (0.4, 0.8), (0.3, 0.1)]
+    found = [
+        progress.add({"epoch": i, "x_recall@1": r, "val_loss": loss})
+        for i, (r, loss) in enumerate(entries, 1)
+    ]
+    assert found == [True, True, True, False] and progress.best["epoch"] == 3
+    assert runs.Progress().add(dict(epoch=1)) and len(progress.history) == 4
+
+
+def test_progress_without_held_out_images_keeps_the_last_epoch():
+    progress = runs.Progress()
+    assert [progress.add(dict(epoch=epoch)) for epoch in (1, 2, 3)] == [True] * 3
+
+
+def test_resumed_flags_are_those_of_the_run_and_free_ones_typed():
+    flags = dict(lr=1.0, epochs=9, run="b", resume=True, device="cpu")
+    recipe = dict(lr=0.5, epochs=5, run="a", resume=False, device="cuda")
+    found = runs.resumed_flags("b", flags, {"epochs"}, recipe)
+    assert found == dict(lr=0.5, epochs=9, run="b", resume=True, device="cuda")
+    with pytest.raises(ValueError, match="--lr 0.5"):
+        runs.resumed_flags("b", flags, {"lr"}, recipe)
+
+
+def test_public_recipe_has_no_path():
+    recipe = dict(csv="/home/me/captions.csv", shards="", images="/home/me", cache="/c", run="/r", lr=0.1)
+    assert runs.public_recipe(recipe) == dict(csv="captions.csv", shards="", lr=0.1)
