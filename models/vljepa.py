@@ -25,8 +25,8 @@ from models.features import encode_texts
 from models.features.shards import open_shards
 from models.features.tars import expand
 from models.predictor import Predictor
-from models.text import TextEncoder
-from models.vision import VisionEncoder
+from models.text import TEXT_ENCODERS, TextEncoder
+from models.vision import VISION_ENCODERS, VisionEncoder
 from models.zeroshot import class_embeddings, classify
 
 
@@ -79,8 +79,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
         names = {kind: config["towers"][kind]["name"] for kind in ("vision", "text")}
         if private:  # a run of this machine: its towers may be local files
             names = {kind: private[0][kind] for kind in names}
-        tower = VisionEncoder(device, names["vision"], path=vision, download=download_towers)
-        text = TextEncoder(device, names["text"], download=download_towers)
+        is_own = set(names["vision"].split("+")) <= VISION_ENCODERS.keys()
+        tower = VisionEncoder(device, names["vision"], path=vision, download=download_towers or is_own)
+        text = TextEncoder(device, names["text"], download=download_towers or names["text"] in TEXT_ENCODERS)
         for kind, found in (("vision", tower), ("text", text)):
             expected = config["towers"][kind]["sha256"]
             if found.sha256 != expected:
@@ -178,7 +179,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
     def held_out(self, csv=None, images=None, image_column=None, caption_column=None, skip_bad=None):
         """The VisionTextDataset of the images it was not trained on; what is None is taken from the
         recipe."""
-        recipe = self.recipe
+        recipe, trained_on = self.recipe, self.trained_on
         dataset = VisionTextDataset(
             csv or recipe["csv"],
             None,
@@ -187,7 +188,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
             caption_column or recipe["caption_column"],
             recipe["skip_bad"] if skip_bad is None else skip_bad,
         )
-        dataset.keep(set(dataset.image_names) - self.trained_on)
+        dataset.keep(set(dataset.image_names) - trained_on)
         return dataset
 
 
