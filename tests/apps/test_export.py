@@ -88,7 +88,7 @@ def vits(tmp_path_factory):
     folder, names = tmp_path_factory.mktemp("vit"), []
     for size in (64, 96):
         name = f"tiny-vit-{size}"
-        vision = dict(image_size=size, layers=2, width=128, head_width=64, patch_size=16)
+        vision = dict(image_size=size, layers=1, width=128, head_width=64, patch_size=16)
         text = dict(context_length=8, vocab_size=49408, width=32, heads=1, layers=1)
         (folder / f"{name}.json").write_text(json.dumps(dict(embed_dim=64, vision_cfg=vision, text_cfg=text)))
         open_clip.add_model_config(folder / f"{name}.json")
@@ -116,7 +116,7 @@ def test_joined_vits_are_exported(world, vits, tmp_path):
     rows = model.encode_image(PHOTOS)
     torch.testing.assert_close(Exported(path).encode_image(PHOTOS), rows, rtol=0, atol=1e-5)
     assert (Exported(int8).encode_image(PHOTOS) * rows).sum(1).min() > 0.99
-    assert int8.stat().st_size < 0.5 * path.stat().st_size
+    assert int8.stat().st_size < 0.7 * path.stat().st_size
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite0-stages+efficientnet-lite2"])

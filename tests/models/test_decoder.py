@@ -28,10 +28,10 @@ def embeddings(minilm):
 
 @pytest.fixture(scope="module")
 def decoder(embeddings):
-    """Four animals in three colours at two places, learned in 300 steps."""
+    """Four animals in three colours at two places, learned in 200 steps."""
     torch.manual_seed(0)
     made = Decoder.build(CAPTIONS, embeddings, SHA256, noise=0.5, dropout=0.0, **TINY)
-    for _ in made.fit(CAPTIONS, epochs=1, lr=5e-3, least_steps=300):
+    for _ in made.fit(CAPTIONS, epochs=1, lr=5e-3, least_steps=200):
         pass
     return made
 
