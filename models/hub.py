@@ -44,15 +44,12 @@ def cached_file(repo, names):
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def fetch_file(repo, names):
-    """The first of these files that `repo` holds, from the cache or else from the hub.
+def fetch_file(repo, names, download=True):
+    """The first of these files that `repo` holds, from the cache or else, with `download`, from the hub.
     FileNotFoundError when it is in neither, or when the hub does not answer."""
     if path := cached_file(repo, names):
         return path
-    if not answers():
-        raise FileNotFoundError(
-            f"{repo} is not in the Hugging Face cache and the hub ({host()[0]}) does not answer"
-        )
+    _check_reachable(repo, download)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -66,21 +63,27 @@ def fetch_file(repo, names):
     raise FileNotFoundError(f"{repo} on the Hugging Face hub holds none of {', '.join(names)}")
 
 
-def fetch_folder(repo, ignore=()):
-    """The folder of `repo`, from the cache or else from the hub, without the files that match a pattern of
-    `ignore`. FileNotFoundError when it is in neither, or when the hub does not answer."""
+def fetch_folder(repo, download=True, **patterns):
+    """The folder of `repo`, from the cache or else, with `download`, from the hub. `patterns` are
+    huggingface_hub's `allow_patterns` and `ignore_patterns`. FileNotFoundError when it is in neither, or when
+    the hub does not answer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True, ignore_patterns=list(ignore)))
+        return Path(snapshot_download(repo, local_files_only=True, **patterns))
     except (LocalEntryNotFoundError, HFValidationError):
         pass
-    if not answers():
-        raise FileNotFoundError(
-            f"{repo} is not in the Hugging Face cache and the hub ({host()[0]}) does not answer"
-        )
+    _check_reachable(repo, download)
     try:
-        return Path(snapshot_download(repo, ignore_patterns=list(ignore)))
+        return Path(snapshot_download(repo, **patterns))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise FileNotFoundError(f"{repo} cannot be fetched from {host()[0]} ({error})") from None
+
+
+def _check_reachable(repo, download):
+    missing = f"{repo} is not in the Hugging Face cache and"
+    if not download:
+        raise FileNotFoundError(f"{missing} is not fetched without being asked for")
+    if not answers():
+        raise FileNotFoundError(f"{missing} the hub ({host()[0]}) does not answer")

@@ -15,17 +15,20 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 log = logging.getLogger(__name__)
 ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "swish": F.silu}
 
 
-def usable(x):
-    """Whether tensors like `x` can go through oneDNN at all: on a CPU, with a torch that was built with it,
-    outside autocast and torch.compile, which choose kernels themselves."""
+def usable(x, *weights):
+    """Whether a layer of these tensors can go through oneDNN at all: on a CPU, with a torch that was built
+    with it, without a gradient (the operators have none), outside autocast and torch.compile, which choose
+    kernels themselves."""
     return (
         x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
@@ -34,31 +37,56 @@ def usable(x):
 def linear(x, weight, bias=None, after="none"):
     """F.linear, then "none", "gelu" (the exact one) or "swish". x (..., in), weight (out, in) as it is or
     from `pack`."""
-    if usable(x) and works("linear", x.dtype):
+    if usable(x, weight, bias) and works("linear", x.dtype):
         return _linear(x, weight, bias, after)
-    return ACTIVATIONS[after](F.linear(x, weight, bias))
+    return ACTIVATIONS[after](F.linear(x, _unpacked(weight), bias))
 
 
 def linear_add(x, weight, bias, other):
     """F.linear(x, weight, bias) + other, with `other` (..., out)."""
-    if usable(x) and works("linear_add", x.dtype):
+    if usable(x, weight, bias, other) and works("linear_add", x.dtype):
         return _linear_add(x, weight, bias, other)
-    return F.linear(x, weight, bias) + other
+    return F.linear(x, _unpacked(weight), bias) + other
 
 
 def pack(weight, rows):
     """`weight` (out, in) in the order the kernels of `linear` and `linear_add` read it fastest for about
-    `rows` rows of input. What comes back is for these two functions alone; where an operator is missing it is
-    `weight` itself."""
+    `rows` rows of input. What comes back is for these two functions alone: it cannot be saved or copied.
+    Where an operator is missing it is `weight` itself."""
     if usable(weight) and all(works(name, weight.dtype) for name in ("linear", "linear_add", "pack")):
         return _pack(weight, rows)
     return weight
 
 
+def _unpacked(weight):
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+class Linear(nn.Module):
+    """nn.Linear with given weights. With `rows`, they are packed for about that many rows of input where that
+    is possible."""
+
+    def __init__(self, weight, bias, rows=0, dtype=torch.float32):
+        super().__init__()
+        weight = weight.detach().to(dtype)
+        packed = pack(weight, rows) if rows else weight
+        # A packed tensor has no storage that a parameter could be saved or copied from.
+        self.weight = packed if packed.is_mkldnn else nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
+
+    def forward(self, x, after="none"):
+        """(..., in) -> (..., out), then the activation `after`."""
+        return linear(x, self.weight, self.bias, after)
+
+    def add(self, x, other):
+        """The same plus `other` (..., out)."""
+        return linear_add(x, self.weight, self.bias, other)
+
+
 def conv2d(x, weight, bias, stride=1, padding=0, groups=1, relu6=False):
     """F.conv2d, then ReLU6 where asked for. x (B, C, H, W), weight (C', C / groups, k, k); channels_last is
     fastest."""
-    if usable(x) and not x.requires_grad and works("conv2d", x.dtype):
+    if usable(x, weight, bias) and works("conv2d", x.dtype):
         return _conv2d(x, weight, bias, stride, padding, groups, relu6)
     x = F.conv2d(x, weight, bias, stride, padding, groups=groups)
     return F.relu6(x) if relu6 else x

@@ -1,0 +1,252 @@
+"""Image models of `transformers`: `hf:NAME`, a local folder or a repository of the Hugging Face hub."""
+
+import hashlib
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models import hub
+from models.files import sha256
+
+from .tower import Tower
+
+NEEDED = ("config.json", "preprocessor_config.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # the numbers in preprocessor_config.json are Pillow's
+
+
+def first_token(output):
+    return output.last_hidden_state[:, 0]
+
+
+def mean_token(output):
+    return output.last_hidden_state.mean(1)
+
+
+def pooler(output):
+    return output.pooler_output.flatten(1)
+
+
+def projected(output):
+    return output.image_embeds
+
+
+class Family(NamedTuple):
+    """How an architecture of transformers is pooled to features (B, dim)."""
+
+    pool: object
+    prefix: int = 0  # tokens before the patches, without registers
+    loader: str = "AutoModel"
+    options: dict = {}
+
+
+# By `model_type` in config.json. A pooler only where it is trained or has no weights: `AutoModel` would give
+# ViT and DeiT one with random weights. Adding an architecture is one row.
+FAMILIES = {
+    "clip": Family(projected, 1, "CLIPVisionModelWithProjection"),
+    "clip_vision_model": Family(pooler, 1, "CLIPVisionModel"),
+    "convnext": Family(pooler),
+    "convnextv2": Family(pooler),
+    "deit": Family(first_token, 2, options=dict(add_pooling_layer=False)),
+    "dinov2": Family(first_token, 1),
+    "dinov2_with_registers": Family(first_token, 1),
+    "dinov3_vit": Family(first_token, 1),
+    "ijepa": Family(mean_token, 0, options=dict(add_pooling_layer=False)),
+    "regnet": Family(pooler),
+    "resnet": Family(pooler),
+    "siglip": Family(pooler, 0, "SiglipVisionModel"),
+    "siglip_vision_model": Family(pooler, 0, "SiglipVisionModel"),
+    "swin": Family(pooler),
+    "swinv2": Family(pooler),
+    "vit": Family(first_token, 1, options=dict(add_pooling_layer=False)),
+    "vit_msn": Family(first_token, 1),
+}
+
+
+class HuggingFaceTower(Tower):
+    """Places are the patches of the last layer, or the last feature map of a CNN. `.sha256` is that of the
+    weights; `.key` adds both configurations."""
+
+    def __init__(self, device, name, path=None, download=True):
+        self.source = name.removeprefix("hf:")
+        path = _folder(name, path or self.source, download)
+        configs = [path / file for file in NEEDED]
+        self.family = _family(name, configs[0])
+        files, self.safetensors = _weights(name, path)
+        spec = pixel_spec(name, path)
+        network = self._network(path, spec["size"])
+        digests = [sha256(file) for file in files]
+        whole = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        super().__init__(
+            device,
+            name,
+            path,
+            dim=network[0].shape[1],
+            places_dim=network[1].shape[1],
+            pixel_spec=spec,
+            settings=f"hf {[sha256(file) for file in configs]}",
+            sha256=whole,
+            public_name=f"hf:{path.resolve().name}" if Path(self.source).is_dir() else name,
+        )
+
+    def _network(self, path, size):
+        """(features, places) of one image of that size, without weights: on torch's meta device."""
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        loader = getattr(transformers, self.family.loader)
+        with torch.device("meta"), torch.no_grad():
+            if self.family.loader == "AutoModel":
+                model = loader.from_config(config, **self.family.options)
+            else:
+                model = loader(getattr(config, "vision_config", config))
+            return HuggingFaceNetwork(model.eval(), self.family).with_places(torch.empty(1, 3, size, size))
+
+    def build(self):
+        import transformers
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        try:
+            model, found = getattr(transformers, self.family.loader).from_pretrained(
+                self.path,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                use_safetensors=self.safetensors,
+                trust_remote_code=False,
+                **self.family.options,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.path}: cannot be loaded ({str(error)[:300]})") from None
+        wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+        if wrong:
+            raise ValueError(
+                f"{self.path}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}"
+            )
+        return HuggingFaceNetwork(model, self.family)
+
+
+class HuggingFaceNetwork(nn.Module):
+    """A transformers model and its pooling: (B, 3, S, S) -> (B, dim)."""
+
+    def __init__(self, model, family):
+        super().__init__()
+        self.model = model
+        self.pool = family.pool
+        self.prefix = family.prefix + (getattr(model.config, "num_register_tokens", None) or 0)
+
+    def forward(self, x):
+        return self.pool(self.model(pixel_values=x))
+
+    def with_places(self, x):
+        output = self.model(pixel_values=x)
+        last = output.last_hidden_state
+        if last.ndim == 3:  # tokens, not a map
+            last = last[:, self.prefix :]
+            side = math.isqrt(last.shape[1])
+            last = last.mT.unflatten(2, (side, side))
+        return self.pool(output), last
+
+
+def _folder(name, source, download):
+    """The model's folder with its configurations. FileNotFoundError with the way out."""
+    path = Path(source)
+    if not path.is_dir():
+        patterns = dict(allow_patterns=["*.json", "model*.safetensors"])
+        try:
+            path = hub.fetch_folder(str(source), download, **patterns)
+            if not any((path / file).is_file() for file in WEIGHTS):  # an older model has none in safetensors
+                path = hub.fetch_folder(
+                    str(source), download, allow_patterns=["*.json", "pytorch_model*.bin"]
+                )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"image tower {name}: no such folder, and {error}; connect once, or name one: --vision hf:FOLDER"
+            ) from None
+    for file in NEEDED:
+        if not (path / file).is_file():
+            raise FileNotFoundError(
+                f"image tower {name}: {path} holds no {file}, so it is not an image model's folder"
+            )
+    return path
+
+
+def _family(name, config):
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config}: not a model's configuration ({error})") from None
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"image tower {name}: models of type {model_type!r} cannot be pooled; known are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _weights(name, path):
+    """(the files of the weights, whether they are safetensors), as transformers chooses them."""
+    for file in WEIGHTS:
+        if not (path / file).is_file():
+            continue
+        files = [path / file]
+        if file.endswith(".json"):
+            parts = set(json.loads(files[0].read_text(encoding="utf-8"))["weight_map"].values())
+            files += [path / part for part in sorted(parts)]
+        return files, "safetensors" in file
+    raise FileNotFoundError(f"image tower {name}: {path} holds no weights ({' or '.join(WEIGHTS)})")
+
+
+def pixel_spec(name, path):
+    """The `pixel_spec` of a folder's image processor. ValueError for preprocessing that pixels.py does not
+    know."""
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False, backend="pil"
+    )
+    said = processor.to_dict()
+    unknown = partial(
+        ValueError, f"image tower {name}: its preprocessing ({said}) is not one of those written here"
+    )
+    size, crop = dict(said["size"]), dict(said.get("crop_size") or {})
+    edge = size.get("shortest_edge")
+    if said.get("crop_pct"):  # ConvNeXT's: crop a share of small images, squash large ones
+        resize = "shortest" if edge < 384 else "squash"
+        scale, kept = int(edge / said["crop_pct"]) if edge < 384 else edge, edge
+    else:
+        resize = "shortest" if edge else "squash"
+        scale = edge or size.get("height")
+        kept = crop.get("height") if said.get("do_center_crop") else scale
+        whole = edge and not said.get("do_center_crop")
+        if whole or scale != (edge or size.get("width")) or crop and kept not in (scale, crop.get("width")):
+            raise unknown()
+    if (
+        not said.get("do_resize")
+        or not scale
+        or kept > scale
+        or said.get("do_pad")
+        or said.get("resample") not in INTERPOLATIONS
+        or abs(said.get("rescale_factor", 0) - 1 / 255) > 1e-9
+    ):
+        raise unknown()
+    normalise = said.get("do_normalize")
+    return dict(
+        size=kept,
+        mean=tuple(said["image_mean"]) if normalise else (0.0,) * 3,
+        std=tuple(said["image_std"]) if normalise else (1.0,) * 3,
+        resize=resize,
+        scale=scale,
+        interpolation=INTERPOLATIONS[said["resample"]],
+        margin="floor",
+    )
