@@ -123,13 +123,6 @@ def nearest_decode(edges):
     return (torch.arange(int(edges[-1]))[:, None] - centres).abs().argmin(1)
 
 
-def own_segment(edges):
-    """(F,) int64: the segment each frame lies in; `edges` (S + 1,)."""
-    import torch
-
-    return torch.repeat_interleave(edges.diff())
-
-
 def sweep(args, rows, tree, least):
     """{system: [Setting, ...]} of a video: one per budget, for streaming one per threshold. `rows` (F, Dt),
     `tree` from `ward(rows)`, `least` from `least_heights`."""
@@ -146,7 +139,7 @@ def sweep(args, rows, tree, least):
             middles, means = rows[segments.middles(edges)], segments.means(rows, edges)
             found[f"{name}, middle frame"].append(Setting(middles, nearest_decode(edges)))
             found[f"{name}, mean"].append(Setting(means, nearest_decode(edges)))
-        found["selective, mean, own segment"].append(Setting(means, own_segment(chosen)))
+        found["selective, mean, own segment"].append(Setting(means, torch.repeat_interleave(chosen.diff())))
     settle = max(1, math.ceil(SETTLE / args.every))
     for change in CHANGES:
         decodes = list(segments.stream(rows, change / args.every**0.5, settle))
@@ -154,7 +147,7 @@ def sweep(args, rows, tree, least):
         said = torch.stack([decode.row for decode in decodes])
         wait = args.every * sum(decode.now - decode.start for decode in decodes) / len(decodes)
         found["streaming"].append(Setting(said, nearest_decode(edges), wait))
-        found["streaming, own segment"].append(Setting(said, own_segment(edges), wait))
+        found["streaming, own segment"].append(Setting(said, torch.repeat_interleave(edges.diff()), wait))
     return found
 
 
@@ -162,18 +155,13 @@ def write(args, model, rows):
     """The words for rows (R, Dt), a list of R texts. Equal rows are decoded once."""
     import torch
 
-    from apps.video.watch import nearest, written
-    from models.decoder import Decoder
+    from apps.video.watch import writer
 
     distinct, back = torch.unique(rows, dim=0, return_inverse=True)
-    if args.words == "decoder":
-        decoder = Decoder.load(Path(args.run, "decoder"), model.predictor.mean.device, model.text.sha256)
-        said = written(decoder, model, distinct)
-    else:
-        captions = model.captions(args.cache)
-        said = [pair for part in distinct.split(1024) for pair in nearest(*captions, part)]
-    print(f"{len(distinct)} distinct decodes; words: {args.words}")
-    return [said[i][1] for i in back.tolist()]
+    words, name = writer(model, args.words, Path(args.run, "decoder"), args.cache)
+    said = [text for part in distinct.split(1024) for _, text in words(part)]
+    print(f"{len(distinct)} distinct decodes; words: {name}")
+    return [said[i] for i in back.tolist()]
 
 
 def tokens(text):

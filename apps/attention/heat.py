@@ -53,8 +53,8 @@ def shares(model, image, text):
     from captum.attr import IntegratedGradients
 
     towers = model.vision.parts
-    scale = len(towers) ** -0.5  # joined towers' unit rows stand side by side, at this length
-    means = (model.predictor.mean / scale).split([tower.dim for tower in towers])
+    # `join` divides by this factor, so that the whole has norm 1.
+    means = (model.predictor.mean * len(towers) ** 0.5).split([tower.dim for tower in towers])
     owners, maps, baselines, pools = [], [], [], []
     for tower, mean in zip(towers, means):
         pixels = tower.preprocess(image)[None].to(tower.device)
@@ -66,11 +66,11 @@ def shares(model, image, text):
 
     def score(*maps):
         features = [pool(*maps[own]) for pool, own in pools]
-        return model.predictor(scale * torch.cat(features, dim=1)) @ text.T  # (B, C)
+        return model.predictor(model.vision.join(features)) @ text.T  # (B, C)
 
     attribute = IntegratedGradients(score).attribute
+    # For each text a tuple of (1, channels, h, w), one per map.
     found = [attribute(tuple(maps), tuple(baselines), target=c, n_steps=STEPS) for c in range(len(text))]
-    # of every text a tuple of (1, channels, h, w), one per map
     return [(tower, torch.cat(same).detach().sum(1).cpu()) for tower, same in zip(owners, zip(*found))]
 
 

@@ -8,12 +8,10 @@ the hottest of those in the image? And do maps change when the weights are shuff
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 THIS = "this model"
 
@@ -57,16 +55,10 @@ def shuffle(module, seed=0):
 
 
 def shuffle_tower(vision):
-    """Shuffle the networks of an image tower, and have `encode` run those instead of copies folded for
-    speed."""
+    """Shuffle the networks of an image tower, and have `encode` run those instead of copies made for speed."""
     for tower in vision.parts:
         shuffle(tower.network)
-        tower.encode = partial(_plain_encode, tower)
-
-
-@torch.no_grad()
-def _plain_encode(tower, pixels):
-    return F.normalize(tower.network(pixels.to(tower.device)).float(), dim=-1)  # (B, dim)
+        tower.use(tower.network)
 
 
 def inside(boxes, heat):

@@ -16,7 +16,6 @@ import random
 import statistics
 import sys
 import textwrap
-from functools import partial
 from pathlib import Path
 
 from models import script
@@ -130,19 +129,6 @@ def embed(args, model):
     print(f"{args.out}: {shapes}, one every {args.every:g} s")
 
 
-def writer(args, model):
-    """(a function: rows (S, Dt) -> [(cosine, words)], what it is called)."""
-    from apps.video.watch import nearest, written
-    from models.decoder import Decoder
-
-    if args.words == "nearest":
-        texts, text = model.captions(args.cache)
-        return partial(nearest, texts, text), f"the nearest of {len(texts)} training captions"
-    folder = args.decoder or str(Path(args.run, "decoder"))
-    decoder = Decoder.load(folder, model.predictor.mean.device, model.text.sha256)
-    return partial(written, decoder, model), f"written by {folder}"
-
-
 def line(start, end, score, words):
     """One row of the table of `watch`."""
     return f"{start:8.1f} - {end:7.1f}  {score:6.3f}  {words}"
@@ -150,7 +136,9 @@ def line(start, end, score, words):
 
 def watch(args, model):
     """Print the segments of a video with their words, and how many decodes that took."""
-    write, source = writer(args, model)
+    from apps.video.watch import writer
+
+    write, source = writer(model, args.words, args.decoder or Path(args.run, "decoder"), args.cache)
     print(f"{args.video}: a frame every {args.every:g} s; words: {source}")
     found = (watch_stream if args.stream else watch_whole)(args, model, write)
     end = found[-1].end

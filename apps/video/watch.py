@@ -2,12 +2,13 @@
 
 for time, row in embeddings("video.mp4", model.encode_image, step=0.5): ...     # row: (Dt,)
 times, rows, end = whole_video("video.mp4", model.encode_image, step=0.5)
-write = partial(nearest, *model.captions())          # or partial(written, decoder, model)
+write, name = writer(model, "nearest", None, ".cache/features.sqlite")
 describe([0, 8, len(times)], times, end, write(means))         # two Segments
 """
 
 import itertools
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,14 +51,24 @@ def end_of(path, last, step):
     return min(last + step, duration(path) or math.inf)
 
 
-def nearest(texts, text, rows):
-    """[(cosine, words)] for rows (S, Dt): the nearest of M `texts` with embeddings `text` (M, Dt)."""
+def writer(model, words, decoder, cache):
+    """(write, name): `write` maps rows (S, Dt) to S pairs (cosine, words), and `name` describes it. `words` is
+    "nearest" (training caption) or "decoder" (of the folder `decoder`)."""
+    from models.decoder import Decoder
+
+    if words == "nearest":
+        texts, text = model.captions(cache)
+        return partial(_nearest, texts, text), f"the nearest of {len(texts)} training captions"
+    loaded = Decoder.load(decoder, model.predictor.mean.device, model.text.sha256)
+    return partial(_decoded, loaded, model), f"written by {decoder}"
+
+
+def _nearest(texts, text, rows):
     scores, found = (rows @ text.T).max(1)  # (S,), (S,)
     return [(score, texts[i]) for score, i in zip(scores.tolist(), found.tolist())]
 
 
-def written(decoder, model, rows):
-    """[(cosine, words)] for rows (S, Dt): what a `Decoder` writes for each."""
+def _decoded(decoder, model, rows):
     texts = decoder.write(rows)
     scores = (rows * model.encode_text(texts).cpu()).sum(1)  # (S,)
     return list(zip(scores.tolist(), texts))
