@@ -1,4 +1,4 @@
-"""The cache of tower outputs: equal to the naive loop and never wrong, whatever happens to it or to the images."""
+"""The feature cache: equal to the naive loop and never wrong, whatever happens to it or to the images."""
 
 import os
 import random
