@@ -1,52 +1,46 @@
 """How wrong a batch of predictions is. Pure functions of the triple that metrics.py takes too:
 
-    predicted (N, D)   one unit row an image of the batch        text (M, D)   one unit row a caption
-    image_of  (M,)     the image, a row of `predicted`, each caption describes
+    predicted (N, D)   one unit row per image of the batch        text (M, D)   one unit row per caption
+    image_of  (M,)     the image, a row of `predicted`, that each caption describes
 
     cosine(predicted, text, image_of)                    1 - cosine similarity, the documented default
     info_nce(predicted, text, image_of, scale)           the VL-JEPA paper's (section 3.1), both directions
     sigmoid(predicted, text, image_of, scale, bias)      SigLIP's (Zhai et al. 2023, equation 1)
 
-Each returns a scalar. `scale` is 1 / temperature. Two captions of one image are never each other's negatives.
+Each returns a scalar. `scale` is 1 / temperature. Captions of one image are never each other's negatives.
 """
 
 import torch
 import torch.nn.functional as F
 
-# name -> (scale, bias) that its learned scalars start from; cosine has none.
+# The values that the learned scale and bias of each loss start from; cosine has neither.
 LOSSES = {"cosine": None, "info_nce": (14.3, 0.0), "sigmoid": (10.0, -10.0)}
 MAX_SCALE = 100.0  # CLIP (Radford et al. 2021, section 2.5) clamps the temperature at 0.01
 
 
 def cosine(predicted, text, image_of, scale=None, bias=None):
-    """Mean over captions of 1 - cosine similarity. It has no negatives: nothing keeps predictions apart."""
+    """Mean over captions of 1 - cosine similarity. It has no negatives, so nothing keeps predictions apart."""
     return 1 - F.cosine_similarity(predicted[image_of], text, dim=-1).mean()
 
 
 def info_nce(predicted, text, image_of, scale, bias=None):
-    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image among N. An image's
-    right captions are each set against the captions of other images alone, -log(e^s+ / (e^s+ + sum e^s-)),
-    and averaged. With one caption an image this is CLIP's loss."""
+    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image of N. Each right caption
+    of an image competes with the captions of other images only, -log(e^s+ / (e^s+ + sum e^s-)), and the
+    right captions of an image are averaged. With one caption per image this is CLIP's loss."""
     logits = scale * predicted @ text.T  # (N, M)
     caption = torch.arange(len(text), device=text.device)
     true = logits[image_of, caption]  # (M,)
-    others = logits.index_put(
-        (image_of, caption), torch.tensor(-1e9, device=logits.device, dtype=logits.dtype)
-    )
-    image_to_text = F.softplus(
-        others.logsumexp(1)[image_of] - true
-    )  # (M,): each caption as its image's only right one
+    nothing = torch.tensor(-1e9, device=logits.device, dtype=logits.dtype)
+    others = logits.index_put((image_of, caption), nothing)  # (N, M) without the right captions
+    image_to_text = F.softplus(others.logsumexp(1)[image_of] - true)  # (M,)
     share = 1 / image_of.bincount(minlength=len(predicted)).clamp_min(1)[image_of]
     text_to_image = logits.logsumexp(0) - true  # (M,)
     return ((image_to_text * share).sum() / len(predicted) + text_to_image.mean()) / 2
 
 
 def sigmoid(predicted, text, image_of, scale, bias):
-    """Every (image, caption) pair of the batch is its own yes-or-no question; summed over pairs, divided by
-    M."""
+    """Each (image, caption) pair of the batch is a yes-or-no question; the sum over pairs, divided by M."""
     logits = scale * predicted @ text.T + bias  # (N, M)
     caption = torch.arange(len(text), device=text.device)
-    true = logits[image_of, caption]
-    return (F.softplus(logits).sum() - true.sum()) / len(
-        text
-    )  # -log sigmoid(x) = softplus(x) - x for the true pairs
+    true = logits[image_of, caption]  # (M,)
+    return (F.softplus(logits).sum() - true.sum()) / len(text)  # -log sigmoid(x) = softplus(x) - x

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from models.files import replacing, sha256, unpacked
 
 FORMAT = "vl-jepa features 2"
+NOT_JSON = (UnicodeDecodeError, json.JSONDecodeError)
 DIGESTED = ("tar_sha256", "vision", "vision_key", "text", "text_key")
 
 
@@ -37,7 +38,7 @@ def read(path, towers=None):
         raise FileNotFoundError(
             f"{path}: no such feature shard; let every rank encode its tars first"
         ) from None
-    except (SafetensorError, OSError, LookupError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, *NOT_JSON) as error:
         raise damaged(path, error) from None
     for kind in ("vision", "text") if towers else ():
         found, asked = ((made[kind], made[f"{kind}_key"]) for made in (metadata, towers))

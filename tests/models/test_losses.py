@@ -1,4 +1,4 @@
-"""models/losses.py against hand-computed numbers, torch's own losses and plain loops."""
+"""models/losses.py against numbers by hand, torch's own losses and plain loops."""
 
 import math
 
@@ -9,59 +9,59 @@ import torch.nn.functional as F
 from models import losses
 
 SCALE, BIAS = torch.tensor(7.0, dtype=torch.double), torch.tensor(-2.0, dtype=torch.double)
+ALL = [getattr(losses, name) for name in losses.LOSSES]
+CONTRASTIVE = [losses.info_nce, losses.sigmoid]
 
 
 def batch(image_of, dim=5, seed=0):
     """(predicted (N, D), text (M, D), image_of (M,)): random float64 unit rows."""
     generator = torch.Generator().manual_seed(seed)
     image_of = torch.tensor(image_of)
-    predicted, text = (
-        torch.randn(n, dim, generator=generator, dtype=torch.double)
-        for n in (int(image_of.max()) + 1, len(image_of))
-    )
-    return F.normalize(predicted, dim=-1), F.normalize(text, dim=-1), image_of
+    counts = int(image_of.max()) + 1, len(image_of)
+    rows = (torch.randn(n, dim, generator=generator, dtype=torch.double) for n in counts)
+    return *(F.normalize(part, dim=-1) for part in rows), image_of
 
 
-def dot(a, b):
-    return sum(x * y for x, y in zip(a.tolist(), b.tolist()))
-
-
-def naive_info_nce(predicted, text, image_of, scale):
-    """Both directions, one query, one positive at a time."""
-    score = [[scale * dot(image, caption) for caption in text] for image in predicted]
-    own = [[m for m in range(len(text)) if image_of[m] == n] for n in range(len(predicted))]
+def naive_info_nce(score, image_of):
+    """Both directions, one query and one right answer at a time. `score` (N, M) is a list of lists."""
+    n, m = len(score), len(image_of)
     image_to_text = text_to_image = 0.0
-    for n, captions in enumerate(own):
-        wrong = sum(math.exp(score[n][m]) for m in range(len(text)) if m not in captions)
-        image_to_text += sum(
-            -math.log(math.exp(score[n][m]) / (math.exp(score[n][m]) + wrong)) for m in captions
-        ) / len(captions)
-    for m in range(len(text)):
-        text_to_image -= math.log(math.exp(score[image_of[m]][m]) / sum(math.exp(row[m]) for row in score))
-    return (image_to_text / len(predicted) + text_to_image / len(text)) / 2
+    for i in range(n):
+        own = [j for j in range(m) if image_of[j] == i]
+        wrong = sum(math.exp(score[i][j]) for j in range(m) if j not in own)
+        for j in own:
+            right = math.exp(score[i][j])
+            image_to_text -= math.log(right / (right + wrong)) / len(own)
+    for j in range(m):
+        text_to_image -= math.log(math.exp(score[image_of[j]][j]) / sum(math.exp(row[j]) for row in score))
+    return (image_to_text / n + text_to_image / m) / 2
+
+
+def naive_sigmoid(score, image_of):
+    """SigLIP, equation 1: -1/B sum_i sum_j log 1 / (1 + exp(-z_ij (t x_i.y_j + b)))."""
+    total = 0.0
+    for i, row in enumerate(score):
+        for j, value in enumerate(row):
+            z = 1 if image_of[j] == i else -1
+            total += math.log(1 / (1 + math.exp(-z * value)))
+    return -total / len(image_of)
 
 
 def test_cosine_equals_the_numbers_by_hand():
-    """Catches a loss without the 1 -, a sum instead of a mean, and a caption set against another image's prediction."""
-    predicted, text = (
-        torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
-        torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]),
-    )
-    assert losses.cosine(predicted, text, torch.tensor([0, 1, 1])).item() == pytest.approx(
-        (0.4 + 1.0 + 0.0) / 3
-    )
-    assert losses.cosine(text, text, torch.arange(3)).item() == pytest.approx(0.0, abs=1e-6)
+    predicted = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    text = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
+    found = losses.cosine(predicted, text, torch.tensor([0, 1, 1])).item()
+    assert found == pytest.approx((0.4 + 1.0 + 0.0) / 3)
     assert losses.cosine(-text, text, torch.arange(3)).item() == pytest.approx(2.0)
 
 
-def test_info_nce_equals_the_number_by_hand():
-    """Catches a lost scale or a lost half: two orthogonal pairs at scale ln 3 give -log(3 / (3 + 1)) in both directions."""
-    eye = torch.eye(2)
-    assert losses.info_nce(eye, eye, torch.arange(2), math.log(3)).item() == pytest.approx(math.log(4 / 3))
+def test_contrastive_losses_of_two_orthogonal_pairs_equal_the_numbers_by_hand():
+    pairs = torch.eye(2), torch.eye(2), torch.arange(2)
+    assert losses.info_nce(*pairs, math.log(3)).item() == pytest.approx(math.log(4 / 3))
+    assert losses.sigmoid(*pairs, 2.0, -1.0).item() == pytest.approx(2 * math.log(1 + math.exp(-1)))
 
 
-def test_info_nce_is_cross_entropy_both_ways_with_one_caption_an_image():
-    """Catches any departure from CLIP's loss where the two are the same thing, whatever order the captions come in."""
+def test_info_nce_with_one_caption_per_image_is_clips_cross_entropy():
     predicted, text, image_of = batch([4, 0, 7, 2, 8, 1, 3, 6, 5])
     logits = SCALE * predicted @ text.T
     expected = (F.cross_entropy(logits, image_of.argsort()) + F.cross_entropy(logits.T, image_of)) / 2
@@ -69,104 +69,69 @@ def test_info_nce_is_cross_entropy_both_ways_with_one_caption_an_image():
 
 
 @pytest.mark.parametrize("image_of", [range(5), [0, 0, 1, 2, 2, 2], [3, 1, 3, 0, 1, 3, 2], [0, 0, 0, 0, 1]])
-def test_info_nce_equals_the_naive_loop_with_several_captions_an_image(image_of):
-    """Catches positives that stand in each other's denominator, and a wrong weight of images with many captions."""
+def test_contrastive_losses_equal_the_naive_loops(image_of):
     predicted, text, image_of = batch(image_of)
-    expected = naive_info_nce(predicted, text, image_of, SCALE.item())
+    score = SCALE * predicted @ text.T
+    expected = naive_info_nce(score.tolist(), image_of.tolist())
     assert losses.info_nce(predicted, text, image_of, SCALE).item() == pytest.approx(expected, rel=1e-6)
+    expected = naive_sigmoid((score + BIAS).tolist(), image_of.tolist())
+    assert losses.sigmoid(predicted, text, image_of, SCALE, BIAS).item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
-def test_contrastive_loss_does_not_rise_when_another_caption_of_the_same_image_comes_nearer(name):
-    """Catches captions of one image as each other's negatives. Image 1 is orthogonal to all that moves, so nothing else changes."""
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_captions_of_one_image_are_not_each_others_negatives(loss):
+    """Image 1 is orthogonal to all that moves, so nothing else changes."""
     predicted = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]])
-    text, image_of = torch.tensor([[0.8, 0.6, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]), torch.tensor([0, 0, 1])
+    text = torch.tensor([[0.8, 0.6, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
     nearer = text.clone()
     nearer[1] = predicted[0]
-    before, after = (getattr(losses, name)(predicted, t, image_of, 10.0, -5.0).item() for t in (text, nearer))
+    before, after = (loss(predicted, t, torch.tensor([0, 0, 1]), 10.0, -5.0) for t in (text, nearer))
     assert after < before
 
 
-def test_sigmoid_equals_the_number_by_hand():
-    """Catches a mean over all pairs (SigLIP sums them and divides by the batch): scale 2, bias -1, two orthogonal pairs."""
-    eye = torch.eye(2)
-    assert losses.sigmoid(eye, eye, torch.arange(2), 2.0, -1.0).item() == pytest.approx(
-        2 * math.log(1 + math.exp(-1))
-    )
-
-
-@pytest.mark.parametrize("image_of", [range(6), [0, 0, 1, 2, 2, 2]])
-def test_sigmoid_equals_siglips_formula(image_of):
-    """Catches a wrong sign of z, t or b in -1/B sum_i sum_j log 1 / (1 + exp(z_ij (-t x_i.y_j - b))) (SigLIP, equation 1)."""
-    predicted, text, image_of = batch(image_of)
-    total = 0.0
-    for n in range(len(predicted)):
-        for m in range(len(text)):
-            z = 1 if image_of[m] == n else -1
-            total += math.log(
-                1 / (1 + math.exp(z * (-SCALE.item() * dot(predicted[n], text[m]) - BIAS.item())))
-            )
-    assert losses.sigmoid(predicted, text, image_of, SCALE, BIAS).item() == pytest.approx(
-        -total / len(text), rel=1e-9
-    )
-
-
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("loss", ALL)
 @pytest.mark.parametrize("image_of", [[0], [0, 0, 0]])
-def test_loss_of_a_batch_of_a_single_image_is_finite_with_finite_gradient(name, image_of):
-    """Catches log(0) and 0 * inf where a query has no negative at all (the last batch of an epoch may hold one image)."""
+def test_loss_of_a_single_image_is_finite_with_finite_gradient(loss, image_of):
+    """The last batch of an epoch may hold one image, which has no negatives."""
     predicted, text, image_of = batch(image_of)
-    predicted, scale, bias = (
-        predicted.clone().requires_grad_(),
-        SCALE.clone().requires_grad_(),
-        BIAS.clone().requires_grad_(),
-    )
-    loss = getattr(losses, name)(predicted, text, image_of, scale, bias)
-    loss.backward()
-    assert math.isfinite(loss.item())
-    assert all(torch.isfinite(t.grad).all() for t in (predicted, scale, bias) if t.grad is not None)
+    inputs = [tensor.clone().requires_grad_() for tensor in (predicted, SCALE, BIAS)]
+    found = loss(inputs[0], text, image_of, *inputs[1:])
+    found.backward()
+    assert math.isfinite(found.item())
+    assert all(tensor.grad is None or torch.isfinite(tensor.grad).all() for tensor in inputs)
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("loss", ALL)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_gradients_are_finite_at_the_largest_scale(name, sign):
-    """Catches an exp that overflows float32: at scale 100 right (and wholly wrong) predictions have logits of 100 and -100."""
+def test_gradients_are_finite_at_the_largest_scale(loss, sign):
+    """exp(100) overflows float32."""
     _, text, image_of = batch([0, 0, 1, 2, 3, 4, 5, 6])
     text = text.float()
     predicted = (sign * text[1:]).requires_grad_()
     scale = torch.tensor(losses.MAX_SCALE, requires_grad=True)
-    loss = getattr(losses, name)(predicted, text, image_of, scale, torch.tensor(-10.0))
-    loss.backward()
-    assert math.isfinite(loss.item()) and torch.isfinite(predicted.grad).all()
+    found = loss(predicted, text, image_of, scale, torch.tensor(-10.0))
+    found.backward()
+    assert math.isfinite(found.item()) and torch.isfinite(predicted.grad).all()
     assert scale.grad is None or torch.isfinite(scale.grad)
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_loss_does_not_depend_on_the_order_of_the_batch(name):
-    """Catches labels taken from positions in place of `image_of`: captions in another order, images numbered otherwise."""
+@pytest.mark.parametrize("loss", ALL)
+def test_loss_does_not_depend_on_the_order_of_the_batch(loss):
     predicted, text, image_of = batch([0, 0, 1, 2, 2, 2, 3])
     captions, images = torch.tensor([4, 0, 6, 2, 5, 1, 3]), torch.tensor([2, 0, 3, 1])
-    straight = getattr(losses, name)(predicted, text, image_of, SCALE, BIAS)
-    mixed = getattr(losses, name)(
-        predicted[images], text[captions], images.argsort()[image_of[captions]], SCALE, BIAS
-    )
-    torch.testing.assert_close(straight, mixed)
+    mixed = predicted[images], text[captions], images.argsort()[image_of[captions]]
+    torch.testing.assert_close(loss(predicted, text, image_of, SCALE, BIAS), loss(*mixed, SCALE, BIAS))
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_gradient_equals_finite_differences(name):
-    """Catches a detach or an in-place step that leaves the value right and the gradient wrong."""
+@pytest.mark.parametrize("loss", ALL)
+def test_gradient_equals_finite_differences(loss):
     predicted, text, image_of = batch([0, 0, 1, 2], dim=3)
-    inputs = [t.clone().requires_grad_() for t in (predicted, text, SCALE, BIAS)]
-    assert torch.autograd.gradcheck(lambda p, t, s, b: getattr(losses, name)(p, t, image_of, s, b), inputs)
+    inputs = [tensor.clone().requires_grad_() for tensor in (predicted, text, SCALE, BIAS)]
+    assert torch.autograd.gradcheck(lambda p, t, s, b: loss(p, t, image_of, s, b), inputs)
 
 
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
-def test_collapsed_predictions_lose_to_right_ones(name):
-    """Catches a contrastive loss that a model which says the same of every image could win."""
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_collapsed_predictions_lose_to_right_ones(loss):
     _, text, image_of = batch(range(8))
-    right = getattr(losses, name)(text, text, image_of, SCALE, BIAS)
-    collapsed = getattr(losses, name)(
-        F.normalize(text.mean(0), dim=0).expand(8, -1), text, image_of, SCALE, BIAS
-    )
-    assert right < collapsed
+    collapsed = F.normalize(text.mean(0), dim=0).expand(8, -1)
+    assert loss(text, text, image_of, SCALE, BIAS) < loss(collapsed, text, image_of, SCALE, BIAS)
