@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apps.search.duplicates import NEAR, duplicates
 from apps.search.find import EXACT_ROWS, find
-from apps.search.index import update
+from apps.search.index import CACHE, update
 from apps.search.sheets import save
 from apps.search.store import DEFAULT, opened, shown
 from models import script
@@ -31,51 +31,30 @@ def parse(argv):
     commands = p.add_subparsers(dest="command", required=True)
     c = commands.add_parser("index", help="make or update the index of a folder")
     c.add_argument(
-        "dir",
-        help="folder of images, with the folders in it; not hidden ones, not symbolic links",
-        metavar="DIR",
+        "dir", help="folder of images and folders; hidden ones and links are left out", metavar="DIR"
     )
-    c.add_argument(
-        "--cache",
-        default=".cache/features.sqlite",
-        help="features of the image tower, shared with train.py (default %(default)s)",
-        metavar="FILE",
-    )
-    c.add_argument(
-        "--batch-size", type=int, default=32, help="images per batch and transaction (default %(default)s)"
-    )
+    cache = "features that train.py and this share (default %(default)s)"
+    c.add_argument("--cache", default=CACHE, help=cache, metavar="FILE")
+    c.add_argument("--batch-size", type=int, default=32, help="images per transaction (default %(default)s)")
     script.add_model_flags(c)
     c = commands.add_parser("find", help="search by text, by image, or by both")
-    c.add_argument(
-        "text",
-        nargs="?",
-        help="what the images show; one sentence does better than several --and",
-        metavar="TEXT",
-    )
+    text = "what the images show; one sentence does better than several --and"
+    c.add_argument("text", nargs="?", help=text, metavar="TEXT")
     c.add_argument("--image", help="find images like this file", metavar="FILE")
     more = dict(nargs="+", action="extend", default=[], metavar="TEXT")
     c.add_argument("--and", dest="also", help="and this, each a text", **more)
     c.add_argument("--not", dest="without", help="but not this, each a text", **more)
     c.add_argument("--top", type=int, default=12, help="how many images (default %(default)s)")
-    c.add_argument(
-        "--html", help="write a contact sheet as one HTML file that works offline", metavar="FILE.html"
-    )
+    c.add_argument("--html", help="write a contact sheet that works offline", metavar="FILE.html")
     c.add_argument("--grid", help="write a contact sheet as a picture", metavar="FILE.png")
-    c.add_argument(
-        "--ann",
-        action=argparse.BooleanOptionalAction,
-        help=f"approximate search with usearch (default: above {EXACT_ROWS:,} images)",
-    )
+    ann = f"approximate search with usearch (default: above {EXACT_ROWS:,} images)"
+    c.add_argument("--ann", action=argparse.BooleanOptionalAction, help=ann)
     script.add_model_flags(c)
     c = commands.add_parser("duplicates", help="list identical files and near-duplicates")
-    c.add_argument(
-        "--threshold", type=float, default=NEAR, help="lowest cosine of image features (default %(default)s)"
-    )
+    c.add_argument("--threshold", type=float, default=NEAR, help="lowest cosine (default %(default)s)")
     script.add_quiet(c)
     for c in commands.choices.values():
-        c.add_argument(
-            "--index", default=DEFAULT, help="the index file (default %(default)s)", metavar="FILE"
-        )
+        c.add_argument("--index", default=DEFAULT, help="index file (default %(default)s)", metavar="FILE")
     args = p.parse_args(argv)
     _check(p, args)
     return args

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 # text, 33 % halved to 112 pixels, 5 % in grey. Of the 18 million pairs of the 6,000 training photographs it
 # links 9, of which 8 show one scene. CLIP was not measured; its cosines are higher.
 NEAR = 0.92
-AT_ONCE = 4096  # images whose distances are in memory together (64 MB)
+AT_ONCE = 2048  # linked images that are compared with each other: 16 MB of distances
 PAIRS = 1 << 22  # pairs that are in memory before they are merged into groups
 
 
@@ -38,9 +38,7 @@ def near_groups(rows, threshold, quiet=True):
     groups = []
     for linked in sets:
         if len(linked) > AT_ONCE:
-            log.warning(
-                "%s images are linked; they are compared %s at a time", f"{len(linked):,}", f"{AT_ONCE:,}"
-            )
+            log.warning("%d images form a chain and are compared %d at a time", len(linked), AT_ONCE)
         for start in range(0, len(linked), AT_ONCE):
             groups += _complete(rows, linked[start : start + AT_ONCE], threshold)
     return sorted(groups, key=lambda group: group[1][0])

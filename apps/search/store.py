@@ -74,9 +74,7 @@ class Index:
 
     def _read(self, create):
         try:
-            self.db.execute(
-                "PRAGMA trusted_schema = OFF"
-            )  # what a stranger's file defines calls no functions
+            self.db.execute("PRAGMA trusted_schema = OFF")  # a stranger's schema may not call functions
             names = self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {name for (name,) in names}
             if not tables and create:
