@@ -88,10 +88,9 @@ class VisionTextDataset:
         line = {row.image_name: row.line for row in reversed(self.rows)}
         listed = "\n  ".join(f"line {line[name]}: {name}: {why}" for name, why in bad.items())
         if not self.skip_bad:
-            raise ValueError(
-                f"{self.csv_path}: {len(bad)} of {len(self.image_names)} images cannot be used; replace them, or train on "
-                f"the rest with --skip-bad\n  {listed}"
-            )
+            found = f"{len(bad)} of {len(self.image_names)} images cannot be used"
+            advice = "replace them, or train on the rest with --skip-bad"
+            raise ValueError(f"{self.csv_path}: {found}; {advice}\n  {listed}")
         captions = Counter(row.image_name in bad for row in self.rows)[True]
         left_out = f"left out {len(bad)} images that cannot be used, with their {captions} captions"
         log.warning("%s: %s\n  %s", self.csv_path, left_out, listed)

@@ -34,7 +34,7 @@ DECODE_ERRORS = (
 # anything.
 NOT_IMAGES = {
     rb"\Z": "it is empty",
-    rb"(?s).{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC photo; convert it to JPEG, for example with pillow-heif",
+    rb"(?s).{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC photo; convert it to JPEG, say with pillow-heif",
     rb"(?s).{4}ftyp(?!avi)": "it is a video",
     rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?html": "it is a web page, so its download went wrong",
     rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|!doctype svg|svg)": "it is a drawing (SVG); save it as PNG",

@@ -67,7 +67,7 @@ def _load_csv(args, vision, text, process):
 
 
 def _load_shards(args, vision, text, process):
-    """(Features, image names, digest of tars and towers). Each process encodes its share of the tars first."""
+    """(Features, image names, digest of tars and towers). Each process encodes its share first."""
     options = (process.rank, process.world, args.encode_batch, args.workers, args.quiet)
     names = encode_shards(args.shards, args.shard_features, vision, text, *options)
     distributed.wait()

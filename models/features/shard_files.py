@@ -44,8 +44,8 @@ def read(path, towers=None):
         found, asked = ((made[kind], made[f"{kind}_key"]) for made in (metadata, towers))
         if found[1] != asked[1]:
             raise ValueError(
-                f"{path}: made with the {kind} tower {found[0]} (key {found[1]}), not with {asked[0]} (key {asked[1]}); "
-                "name another folder of features"
+                f"{path}: made with the {kind} tower {found[0]} (key {found[1]}), not with {asked[0]} "
+                f"(key {asked[1]}); name another folder of features"
             )
     return metadata, tensors
 
@@ -68,8 +68,8 @@ def is_up_to_date(path, tar, towers):
     if tar.exists() and any(metadata.get(key) != value for key, value in size_and_time(tar).items()):
         if metadata["tar_sha256"] != sha256(tar):
             raise ValueError(
-                f"{path}: {tar} is not the tar it was made from (SHA-256 {metadata['tar_sha256']}); delete it to encode "
-                "the tar again, or name another folder of features"
+                f"{path}: {tar} is not the tar it was made from (SHA-256 {metadata['tar_sha256']}); delete it to "
+                "encode the tar again, or name another folder of features"
             )
     return True
 

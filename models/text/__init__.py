@@ -7,7 +7,6 @@ Making the object finds the model folder and hashes it; the network is built at 
 """
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 

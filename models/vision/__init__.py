@@ -66,8 +66,8 @@ def _single(device, name, path, download):
     make = VISION_ENCODERS.get(name) or (FAMILIES.get(name.partition(":")[0]) if ":" in name else None)
     if make is None:
         raise ValueError(
-            f"no image tower {name!r}; take {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, timm:NAME, "
-            "hf:NAME, or several joined by +"
+            f"no image tower {name!r}; take {', '.join(VISION_ENCODERS)}, open_clip:MODEL/PRETRAINED, "
+            "timm:NAME, hf:NAME, or several joined by +"
         )
     return make(device, name, path, download)
 

@@ -172,7 +172,7 @@ def _folder(name, source, download):
                 )
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"image tower {name}: no such folder, and {error}; connect once, or name one: --vision hf:FOLDER"
+                f"image tower {name}: no such folder, and {error}; connect once, or type --vision hf:FOLDER"
             ) from None
     for file in NEEDED:
         if not (path / file).is_file():
@@ -189,7 +189,7 @@ def _family(name, config):
         raise ValueError(f"{config}: not a model's configuration ({error})") from None
     if model_type not in FAMILIES:
         raise ValueError(
-            f"image tower {name}: models of type {model_type!r} cannot be pooled; known are {', '.join(FAMILIES)}"
+            f"image tower {name}: type {model_type!r} cannot be pooled; known are {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
 
