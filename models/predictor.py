@@ -101,7 +101,7 @@ class Linear(nn.Linear):
     AMD."""
 
     def forward(self, x):
-        if x.ndim != 2 or not len(x) or x.dtype != torch.float32 or not onednn.usable(x):
+        if not onednn.usable(x.detach()) or x.ndim != 2 or not len(x) or x.dtype != torch.float32:
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)
 

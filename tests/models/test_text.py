@@ -1,4 +1,5 @@
-"""The text tower: against plain sentence-transformers, and against texts, folders and names that are not what they seem."""
+"""The text tower: against plain sentence-transformers, and against texts, folders and names that are not what
+they seem."""
 
 import shutil
 import time
@@ -43,7 +44,8 @@ def test_encode_equals_plain_sentence_transformers(minilm, rows):
 
 
 def test_encode_knows_what_sentences_mean(minilm):
-    """Catches random weights, which pass every test of shapes: a paraphrase has to be nearer than another scene."""
+    """Catches random weights, which pass every test of shapes: a paraphrase has to be nearer than another
+    scene."""
     horse, ride, soup = minilm.encode(
         ["a man rides a horse", "somebody on horseback", "a bowl of tomato soup"]
     )
@@ -89,7 +91,8 @@ def test_encode_cuts_long_texts_at_256_tokens(minilm):
 
 
 def test_encode_rows_can_enter_training(minilm):
-    """Catches inference_mode: sentence-transformers' own tensors raise on the first backward through a layer that saves them."""
+    """Catches inference_mode: sentence-transformers' own tensors raise on the first backward through a layer
+    that saves them."""
     rows = minilm.encode(["two dogs"])
     assert not rows.requires_grad and not rows.is_inference()
     head = torch.nn.Linear(384, 2)
@@ -98,8 +101,8 @@ def test_encode_rows_can_enter_training(minilm):
 
 
 def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
-    """Catches a folder's name taken for a hub repository, and a cache that sees another tower in a copy of the folder. A folder goes
-    through sentence-transformers, the name through MiniLM's own forward pass."""
+    """Catches a folder's name taken for a hub repository, and a cache that sees another tower in a copy of
+    the folder. A folder goes through sentence-transformers, the name through MiniLM's own forward pass."""
     copy = tmp_path / "my model"
     shutil.copytree(minilm.path, copy)
     tower = TextEncoder("cpu", str(copy))
@@ -121,7 +124,8 @@ def test_folder_without_weights_is_refused(tmp_path):
 
 
 def test_package_with_another_hash_is_refused(minilm, tmp_path, monkeypatch):
-    """Catches weights that were damaged, or exchanged by whoever packages them; none of the package's code runs."""
+    """Catches weights that were damaged, or exchanged by whoever packages them; none of the package's code
+    runs."""
     package = tmp_path / "flipped_minilm"
     shutil.copytree(minilm.path, package / "model")
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -152,7 +156,10 @@ def test_unknown_name_without_a_hub_fails_fast_and_says_what_to_do(no_hub, name)
 def test_packaged_tower_needs_no_hub_and_builds_nothing_until_asked(no_hub):
     """Catches a network call, or 90 MB of network loaded, by a run whose features are all cached."""
     tower = TextEncoder("cpu")
-    assert "network" not in vars(tower) and tower.sha256 == TEXT_ENCODERS["all-MiniLM-L6-v2"]["sha256"]
+    assert (
+        "network" not in vars(tower)
+        and tower.sha256 == TEXT_ENCODERS["all-MiniLM-L6-v2"]["sha256"]["model.safetensors"]
+    )
 
 
 def test_folder_that_is_no_model_is_not_read_through(tmp_path):
@@ -180,24 +187,36 @@ def test_only_the_weights_that_are_read_are_hashed(minilm, tmp_path, monkeypatch
         TextEncoder("cpu", "forged")
 
 
-def test_copy_without_a_tokenizer_is_refused_by_name(minilm, tmp_path, monkeypatch):
-    """Catches the tokenizer's bare Exception, which names no file."""
-    shutil.copytree(minilm.path, tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").unlink()
-    tower = TextEncoder("cpu")
-    monkeypatch.setattr(tower, "path", tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match="model: holds no tokenizer.json"):
-        tower.encode(["a dog"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_tokenizer_of_other_content_is_refused_by_name(damage, minilm, tmp_path, monkeypatch):
+    """The package is a third party's: its tokenizer is checked as its weights are."""
+    model = tmp_path / "damaged_minilm" / "model"
+    shutil.copytree(minilm.path, model)
+    (model.parent / "__init__.py").write_text("")
+    tokenizer = model / "tokenizer.json"
+    tokenizer.unlink() if damage == "missing" else tokenizer.write_bytes(tokenizer.read_bytes()[:1000])
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = TEXT_ENCODERS["all-MiniLM-L6-v2"] | dict(package="damaged_minilm/model")
+    monkeypatch.setitem(TEXT_ENCODERS, "damaged", spec)
+    with pytest.raises(ValueError, match=str(tokenizer)):
+        TextEncoder("cpu", "damaged")
+
+
+def test_text_tower_is_not_fetched_without_being_asked_for(no_hub):
+    with pytest.raises(FileNotFoundError, match="somebody/model.*not fetched"):
+        TextEncoder("cpu", "somebody/model", download=False)
 
 
 def test_encode_refuses_half_a_character(minilm):
-    """Catches a label typed in another encoding, which Python hands on as halves of characters no tokenizer takes."""
+    """Catches a label typed in another encoding, which Python hands on as halves of characters no tokenizer
+    takes."""
     with pytest.raises(ValueError, match="half a character"):
         minilm.encode(["fine", "caf\udce9"])
 
 
 def test_rows_are_the_same_elsewhere(minilm, rows, monkeypatch):
-    """Catches a second path that differs: a device by its number, autocast around a training loop, a torch without oneDNN."""
+    """Catches a second path that differs: a device by its number, autocast around a training loop, a torch
+    without oneDNN."""
     assert torch.equal(TextEncoder("cpu:0").encode(TEXTS), rows)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(minilm.encode(TEXTS), rows)
