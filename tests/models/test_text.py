@@ -27,13 +27,11 @@ def rows(minilm):
 
 
 def test_encode_gives_unit_float32_rows(minilm, rows):
-    """Catches rows that are not normalised, and half precision."""
     assert rows.shape == (len(TEXTS), 384) and rows.dtype == torch.float32 and minilm.dim == 384
     assert torch.allclose(rows.norm(dim=1), torch.ones(len(TEXTS)), atol=1e-6)
 
 
 def test_encode_equals_plain_sentence_transformers(minilm, rows):
-    """Catches another pooling, another length limit, or rows that come back in the order of their lengths."""
     from sentence_transformers import SentenceTransformer
 
     plain = SentenceTransformer(str(minilm.path), device="cpu", local_files_only=True)
@@ -44,8 +42,6 @@ def test_encode_equals_plain_sentence_transformers(minilm, rows):
 
 
 def test_encode_knows_what_sentences_mean(minilm):
-    """Catches random weights, which pass every test of shapes: a paraphrase has to be nearer than another
-    scene."""
     horse, ride, soup = minilm.encode(
         ["a man rides a horse", "somebody on horseback", "a bowl of tomato soup"]
     )
@@ -53,46 +49,38 @@ def test_encode_knows_what_sentences_mean(minilm):
 
 
 def test_encode_does_not_depend_on_order_or_batch(minilm, rows):
-    """Catches padding that leaks into the pooled rows."""
     order = torch.tensor([3, 0, 7, 4, 1, 6, 2, 5])
     assert (minilm.encode([TEXTS[i] for i in order]) - rows[order]).abs().max() < 1e-5
     assert (minilm.encode(TEXTS[3:4]) - rows[3:4]).abs().max() < 1e-5
 
 
 def test_encode_takes_an_empty_text(minilm):
-    """Catches NaN from pooling over no word."""
     row = minilm.encode([""])
     assert torch.isfinite(row).all() and abs(row.norm() - 1) < 1e-6
 
 
 def test_encode_of_nothing_keeps_the_width(minilm):
-    """Catches sentence-transformers' shape (0,), which no matrix product takes."""
     assert minilm.encode([]).shape == (0, 384) and minilm.encode([]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("wrong", [None, float("nan"), 3, b"bytes", ["nested"]], ids=repr)
 def test_encode_refuses_what_is_not_text(minilm, wrong):
-    """Catches a missing caption (pandas' NaN) embedded as the word 'nan'."""
     with pytest.raises(TypeError, match="texts must be str"):
         minilm.encode(["fine", wrong])
 
 
 def test_encode_refuses_a_single_string(minilm):
-    """Catches encode('a dog') taken for five texts of one letter each."""
     with pytest.raises(TypeError):
         minilm.encode("a dog")
 
 
 def test_encode_cuts_long_texts_at_256_tokens(minilm):
-    """Catches another limit: what stands after it must not count, what stands before it must."""
     long = "dog " * 300
     a, b, c = minilm.encode([long, long + "cat", "cat " + long])
     assert (a - b).abs().max() < 1e-5 < 1e-3 < (a - c).abs().max()
 
 
 def test_encode_rows_can_enter_training(minilm):
-    """Catches inference_mode: sentence-transformers' own tensors raise on the first backward through a layer
-    that saves them."""
     rows = minilm.encode(["two dogs"])
     assert not rows.requires_grad and not rows.is_inference()
     head = torch.nn.Linear(384, 2)
@@ -101,8 +89,6 @@ def test_encode_rows_can_enter_training(minilm):
 
 
 def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
-    """Catches a folder's name taken for a hub repository, and a cache that sees another tower in a copy of
-    the folder. A folder goes through sentence-transformers, the name through MiniLM's own forward pass."""
     copy = tmp_path / "my model"
     shutil.copytree(minilm.path, copy)
     tower = TextEncoder("cpu", str(copy))
@@ -117,15 +103,12 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
 
 
 def test_folder_without_weights_is_refused(tmp_path):
-    """Catches a fresh, random model built for a folder that holds only a configuration."""
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="model.safetensors"):
         TextEncoder("cpu", str(tmp_path))
 
 
 def test_package_with_another_hash_is_refused(minilm, tmp_path, monkeypatch):
-    """Catches weights that were damaged, or exchanged by whoever packages them; none of the package's code
-    runs."""
     package = tmp_path / "flipped_minilm"
     shutil.copytree(minilm.path, package / "model")
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -146,7 +129,6 @@ def test_package_with_another_hash_is_refused(minilm, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "not a name!", "/no/such/folder"])
 def test_unknown_name_without_a_hub_fails_fast_and_says_what_to_do(no_hub, name):
-    """Catches 70 seconds of retries, and the hub client's own page of advice."""
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError, match=f"text tower {name}.*local folder"):
         TextEncoder("cpu", name)
@@ -154,7 +136,6 @@ def test_unknown_name_without_a_hub_fails_fast_and_says_what_to_do(no_hub, name)
 
 
 def test_packaged_tower_needs_no_hub_and_builds_nothing_until_asked(no_hub):
-    """Catches a network call, or 90 MB of network loaded, by a run whose features are all cached."""
     tower = TextEncoder("cpu")
     assert (
         "network" not in vars(tower)
@@ -163,7 +144,6 @@ def test_packaged_tower_needs_no_hub_and_builds_nothing_until_asked(no_hub):
 
 
 def test_folder_that_is_no_model_is_not_read_through(tmp_path):
-    """Catches a checkpoint that names a whole disk as its text tower, which would be hashed file by file."""
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="not a model's folder"):
@@ -171,7 +151,6 @@ def test_folder_that_is_no_model_is_not_read_through(tmp_path):
 
 
 def test_only_the_weights_that_are_read_are_hashed(minilm, tmp_path, monkeypatch):
-    """Catches the genuine file in a folder within, which vouches for a forged one at the top."""
     model = tmp_path / "forged_minilm" / "model"
     shutil.copytree(minilm.path, model)
     shutil.copy(model / "model.safetensors", model / "1_Pooling" / "model.safetensors")
@@ -208,15 +187,11 @@ def test_text_tower_is_not_fetched_without_being_asked_for(no_hub):
 
 
 def test_encode_refuses_half_a_character(minilm):
-    """Catches a label typed in another encoding, which Python hands on as halves of characters no tokenizer
-    takes."""
     with pytest.raises(ValueError, match="half a character"):
         minilm.encode(["fine", "caf\udce9"])
 
 
 def test_rows_are_the_same_elsewhere(minilm, rows, monkeypatch):
-    """Catches a second path that differs: a device by its number, autocast around a training loop, a torch
-    without oneDNN."""
     assert torch.equal(TextEncoder("cpu:0").encode(TEXTS), rows)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(minilm.encode(TEXTS), rows)

@@ -1,0 +1,242 @@
+"""Every family of image towers through the contract of models/vision/tower.py, against its own library's forward pass."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from models.vision import FAMILIES, VISION_ENCODERS, VisionEncoder
+from models.vision.hf_tower import FAMILIES as HF_FAMILIES
+from tests.conftest import picture
+
+TIMM = ("test_vit", "test_resnet", "test_convnext")
+IMAGES = [(90, 70), (64, 200)]
+TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    image_size=32,
+    patch_size=8,
+)
+
+
+def save_timm(name, folder):
+    """A file with the random weights of a tiny timm model."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors"
+    )
+    return folder / f"{name}.safetensors"
+
+
+def save_hf(kind, folder):
+    """A folder with the random weights of a tiny model of transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "clip":
+        vision = TINY | dict(projection_dim=16)
+        config = transformers.CLIPConfig(
+            vision_config=vision, text_config=dict(TINY, vocab_size=99), projection_dim=16
+        )
+        model = transformers.CLIPModel(config)
+    else:
+        prefix = dict(vit="ViT", dinov2="Dinov2", siglip_vision_model="SiglipVision", convnext="ConvNext")[
+            kind
+        ]
+        options = (
+            dict(num_channels=3, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
+            if kind == "convnext"
+            else TINY
+        )
+        config = getattr(transformers, f"{prefix}Config")(**options)
+        model = getattr(transformers, f"{prefix}Model")(config)
+    model.save_pretrained(folder)
+    processor = dict(
+        do_resize=True, do_center_crop=True, do_rescale=True, do_normalize=True, do_convert_rgb=True
+    )
+    processor |= dict(
+        rescale_factor=1 / 255, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], resample=3
+    )
+    processor |= dict(
+        size=dict(shortest_edge=36),
+        crop_size=dict(height=32, width=32),
+        image_processor_type="CLIPImageProcessor",
+    )
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+HF = ("vit", "dinov2", "clip", "siglip_vision_model", "convnext")
+
+
+@pytest.fixture(scope="session")
+def tower_names(tmp_path_factory, clip_file):
+    """{label: a name of VisionEncoder} of one tower or more per family."""
+    folder = tmp_path_factory.mktemp("towers")
+    names = {"lite0": "efficientnet-lite0", "stages": "efficientnet-lite2-stages"}
+    names["open_clip"] = f"open_clip:ViT-B-16-quickgelu/{clip_file}"
+    for name in TIMM:
+        names[name] = f"timm:{name}@{save_timm(name, folder)}"
+    for kind in HF:
+        (folder / kind).mkdir()
+        names[kind] = f"hf:{save_hf(kind, folder / kind)}"
+    names["joined"] = f"efficientnet-lite0+{names['test_vit']}"
+    return names
+
+
+LABELS = ("lite0", "stages", "open_clip", *TIMM, *HF, "joined")
+
+
+@pytest.fixture(params=LABELS)
+def tower(request, tower_names):
+    return VisionEncoder("cpu", tower_names[request.param])
+
+
+def pixels_of(tower):
+    return torch.stack([tower.preprocess(picture(i, size)) for i, size in enumerate(IMAGES)])
+
+
+def test_every_family_is_tested():
+    families = {label.partition(":")[0] for label in ("open_clip:", "timm:", "hf:")}
+    assert families == set(FAMILIES) and {"efficientnet-lite0", "clip-vit-b-16"} <= VISION_ENCODERS.keys()
+
+
+def test_tower_keeps_the_contract(tower):
+    pixels = pixels_of(tower)
+    assert pixels.shape[1:] == torch.Size(tower.pixels_shape) and pixels.dtype == torch.float32
+    rows = tower.encode(pixels)
+    assert rows.shape == (2, tower.dim) and rows.dtype == torch.float32 and not rows.requires_grad
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+    assert not torch.allclose(rows[0], rows[1], atol=1e-4)
+    torch.testing.assert_close(tower.encode(pixels[1:]), rows[1:], rtol=1e-4, atol=1e-5)
+    assert tower.encode(pixels[:0]).shape == (0, tower.dim)
+    parts = [part.encode(x) for part, x in zip(tower.parts, tower.split(pixels))]
+    torch.testing.assert_close(tower.join(parts), rows)
+    left, top, right, bottom = tower.visible(200, 100)
+    assert 0 <= left < right <= 200 and 0 <= top < bottom <= 100
+    tower.release()
+    torch.testing.assert_close(tower.encode(pixels), rows)
+
+
+def test_places_come_from_the_same_pass(tower):
+    pixels = pixels_of(tower)
+    if not tower.places_dim:
+        with pytest.raises(ValueError, match="places"):
+            tower.encode(pixels, places=True)
+        return
+    try:
+        rows, places = tower.encode(pixels, places=True)
+    except ValueError as error:  # parts with other grids
+        assert len(tower.parts) > 1 and "places" in str(error)
+        return
+    torch.testing.assert_close(rows, tower.encode(pixels), rtol=1e-4, atol=1e-5)
+    assert places.shape[0] == 2 and places.shape[1] <= 49 and places.shape[2] == tower.places_dim
+    assert torch.isfinite(places).all() and not torch.allclose(places[0], places[1])
+
+
+def test_public_name_holds_no_path_and_finds_the_tower_again(tower, tower_names):
+    assert "/" not in tower.public_name.replace("ViT-B-16-quickgelu/", "")
+    if len(tower.parts) > 1 or tower.public_name == tower.name:
+        return
+    again = VisionEncoder("cpu", tower.public_name, path=tower.path)
+    assert (again.key, again.sha256, again.public_name) == (tower.key, tower.sha256, tower.public_name)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_tower_equals_timm(name, tower_names):
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    tower = VisionEncoder("cpu", tower_names[name])
+    model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    weights = load_file(tower.path)
+    model.load_state_dict({key: value for key, value in weights.items() if key in model.state_dict()})
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    images = [picture(i, size) for i, size in enumerate(IMAGES)]
+    pixels = torch.stack([transform(image) for image in images])
+    torch.testing.assert_close(
+        torch.stack([tower.preprocess(image) for image in images]), pixels, rtol=0, atol=1e-5
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            tower.encode(pixels), F.normalize(model(pixels), dim=-1), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", HF)
+def test_hf_tower_equals_transformers(kind, tower_names):
+    import transformers
+
+    tower = VisionEncoder("cpu", tower_names[kind])
+    images = [picture(i, size) for i, size in enumerate(IMAGES)]
+    processor = transformers.AutoImageProcessor.from_pretrained(tower.path, backend="pil")
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(torch.stack([tower.preprocess(i) for i in images]), pixels, rtol=0, atol=1e-5)
+    model = transformers.AutoModel.from_pretrained(tower.path).eval()
+    with torch.no_grad():
+        if kind == "clip":
+            expected = model.get_image_features(pixel_values=pixels)
+            expected = getattr(expected, "pooler_output", expected)
+        elif kind in ("vit", "dinov2"):
+            expected = model(pixel_values=pixels).last_hidden_state[:, 0]
+        else:
+            expected = model(pixel_values=pixels).pooler_output.flatten(1)
+    torch.testing.assert_close(tower.encode(pixels), F.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_hf_folder_with_missing_weights_is_refused(tower_names, tmp_path):
+    folder = shutil.copytree(tower_names["vit"].removeprefix("hf:"), tmp_path / "vit")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(key for key in weights if "layernorm" in key))
+    save_file(weights, folder / "model.safetensors", dict(format="pt"))
+    tower = VisionEncoder("cpu", f"hf:{folder}")
+    with pytest.raises(ValueError, match=str(folder)):
+        tower.encode(pixels_of(tower))
+
+
+def test_hf_architecture_that_is_not_in_the_table_is_refused(tower_names, tmp_path):
+    folder = shutil.copytree(tower_names["vit"].removeprefix("hf:"), tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(model_type="bert")))
+    with pytest.raises(ValueError, match="'bert'.*dinov2"):
+        VisionEncoder("cpu", f"hf:{folder}")
+    assert "vit" in HF_FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("timm:no_such_model", ValueError),
+        ("timm:test_vit@/no/such/file.safetensors", FileNotFoundError),
+        ("timm:test_vit", FileNotFoundError),
+        ("hf:/no/such/folder", FileNotFoundError),
+        ("hf:somebody/model", FileNotFoundError),
+    ],
+)
+def test_tower_that_is_not_there_is_named_at_once(name, error, no_hub):
+    with pytest.raises(error, match=name.partition(":")[2].split("@")[-1]):
+        VisionEncoder("cpu", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["clip-vit-b-16", "timm:test_vit", "hf:somebody/model", "open_clip:ViT-B-32/openai"]
+)
+def test_download_false_never_asks_the_hub(name, no_hub, monkeypatch):
+    monkeypatch.setattr("socket.create_connection", lambda *args, **options: pytest.fail("the hub was asked"))
+    with pytest.raises((FileNotFoundError, ValueError)):
+        VisionEncoder("cpu", name, download=False)
+
+
+def test_timm_weights_of_another_model_are_refused(tower_names):
+    file = tower_names["test_resnet"].partition("@")[2]
+    tower = VisionEncoder("cpu", f"timm:test_vit@{file}")
+    with pytest.raises(ValueError, match="test_resnet.safetensors.*test_vit"):
+        tower.encode(torch.zeros(1, *tower.pixels_shape))
