@@ -331,12 +331,12 @@ def run_epochs(args, data, training, progress, process, stop):
 
 def hold_and_train(argv, stop):
     """Hold the run folder and train. Rank 0 alone prints and saves."""
-    args, typed = parse(argv)
-
-    from models import runs
-
-    is_first = not int(os.environ.get("RANK", 0))
     try:
+        args, typed = parse(argv)
+
+        from models import runs
+
+        is_first = not int(os.environ.get("RANK", 0))
         with runs.hold(args.run) if is_first else redirect_stdout(None):
             return train(args, typed, stop)
     except KeyboardInterrupt:

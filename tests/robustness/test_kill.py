@@ -1,11 +1,12 @@
-"""Killed at any moment of its life and started again, each of the three long jobs ends where an undisturbed one does, bit for bit.
+"""Killed at any moment of its life and started again, each of the three long jobs ends where an undisturbed
+one does, bit for bit.
 
-    python -m pytest tests/test_kill.py -m slow -s        twenty moments each, and the table of what was seen
+    python -m pytest tests/robustness/test_kill.py -m slow -s        twenty moments each, and the table
 
-Starting Python and torch takes seconds, so a warm process, which is this file run as a script, forks a child a job. Half of the
-moments are calls of a function (Python's or C's), drawn from all that an undisturbed child makes; they fall between a write and
-its flush as readily as into an import. The other half are times, which also fall inside a call, such as SQLite's commit.
-"""
+Starting Python and torch takes seconds, so a warm process, which is this file run as a script, forks a child
+per job. Half of the moments are calls of a function (Python's or C's), drawn from all that an undisturbed
+child makes; they fall between a write and its flush as well as into an import. The other half are times,
+which also fall inside a call, such as SQLite's commit."""
 
 import json
 import os
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Archive, Letters, Pixels, make_archive, run
 
-from models import runs as checkpoint
+from models import runs
+from tests.conftest import Archive, Letters, Pixels, make_archive
+from tests.conftest import encode as encode_tiny
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -32,94 +34,50 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# ------------------------------------------------------------------------------------------------- the jobs, as the child runs them
-
-
 def encode(folder):
     archive = Archive(folder / "archive" / "captions.csv", folder / "archive" / "images", [])
-    torch.save(
-        tuple(run(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)),
-        folder / "features.pt",
-    )
+    features = encode_tiny(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)
+    torch.save(features[:3], folder / "features.pt")
     return 0
+
+
+def flags_of(folder, run):
+    paths = dict(
+        csv=folder / "archive" / "captions.csv", images=folder / "archive" / "images", run=folder / run
+    )
+    paths |= dict(cache=folder / "features.sqlite", device="cpu")
+    return [*(f"--{name}={path}" for name, path in paths.items()), "--quiet"]
 
 
 def training(folder):
     import train
 
-    flags = [
-        "--csv",
-        folder / "archive" / "captions.csv",
-        "--images",
-        folder / "archive" / "images",
-        "--cache",
-        folder / "features.sqlite",
-        "--run",
-        folder / "run",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--vision",
-        "efficientnet-lite0",
-        "--hidden",
-        16,
-        "--batch-size",
-        4,
-        "--encode-batch",
-        4,
-        "--epochs",
-        4,
-        "--loss",
-        "info_nce",
-        "--dropout",
-        0.5,
-        "--standardise",
-        "--val-fraction",
-        0.25,
-        "--resume",
-    ]
-    return train.main(list(map(str, flags)))
+    recipe = (
+        "--vision efficientnet-lite0 --hidden 16 --batch-size 4 --encode-batch 4 --epochs 4 --loss info_nce"
+    )
+    recipe += " --dropout 0.5 --standardise --val-fraction 0.25 --resume"
+    return train.main([*flags_of(folder, "run"), *recipe.split()])
 
 
 def index(folder):
-    from apps.search import __main__ as search
+    from apps.search.__main__ import main
 
-    return search.main(
-        [
-            "index",
-            str(folder / "archive" / "images"),
-            "--index",
-            str(folder / "search.sqlite"),
-            "--run",
-            str(folder / "trained"),
-            "--device",
-            "cpu",
-            "--quiet",
-            "--batch-size",
-            "2",
-        ]
-    )
+    paths = [
+        "--index",
+        folder / "search.sqlite",
+        "--run",
+        folder / "trained",
+        "--cache",
+        folder / "features.sqlite",
+    ]
+    options = ["--device", "cpu", "--quiet", "--batch-size", "2"]
+    return main(["index", *map(str, [folder / "archive" / "images", *paths]), *options])
 
 
 def asking(folder):
     import eval
 
-    archive = folder / "archive"
-    return eval.main(
-        [
-            "--csv",
-            str(archive / "captions.csv"),
-            "--images",
-            str(archive / "images"),
-            "--run",
-            str(folder / "trained"),
-            "--cache",
-            str(folder / "features.sqlite"),
-            "--device",
-            "cpu",
-            "--quiet",
-        ]
-    )
+    return eval.main(flags_of(folder, "trained"))
 
 
 def child(job):
@@ -137,9 +95,7 @@ def child(job):
     with open(folder / "said", "w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job starts with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     try:
         sys.setprofile(count)
         code = globals()[job["name"]](folder)
@@ -155,8 +111,8 @@ def child(job):
 
 
 def serve(preload):
-    """A job a line on stdin, its exit code (minus the signal's number) and seconds a line on stdout. Nothing here may start a
-    thread: a forked child has none of them, but all of their locks."""
+    """A job a line on stdin, its exit code (minus the signal's number) and seconds a line on stdout. Nothing
+    here may start a thread: a forked child has none of them, but all of their locks."""
     for module in preload:
         __import__(module)
     torch.set_num_threads(1)
@@ -174,14 +130,11 @@ def serve(preload):
         print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - began]), flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- their parent
-
-
 class Warm:
     """The process that forks."""
 
     def __init__(self, *preload):
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        path = str(ROOT)
         self.process = subprocess.Popen(
             [sys.executable, __file__, *preload],
             env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
@@ -206,7 +159,7 @@ def warm():
     server = Warm(
         "train",
         "eval",
-        "apps.search",
+        "apps.search.__main__",
         "models.vljepa",
         "timm",
         "sentence_transformers",
@@ -222,7 +175,8 @@ def warm():
 
 @pytest.fixture(scope="module")
 def undisturbed(warm, tmp_path_factory):
-    """{job: (folder, calls, seconds)} of one run each that nobody disturbs; FOLDER/trained is a run to index and evaluate with."""
+    """{job: (folder, calls, seconds)} of one run each that nobody disturbs; FOLDER/trained is a run to index
+    and evaluate with."""
     found = {}
     for name in ("training", "encode", "index", "asking"):
         folder = tmp_path_factory.mktemp(name)
@@ -260,15 +214,11 @@ def result(name, folder):
     if name == "encode":
         return found + [tensor.numpy().tobytes() for tensor in torch.load(folder / "features.pt")]
     if name == "training":
-        for file in ("last.pt", "best.pt"):
-            state = checkpoint.load(folder / "run" / file)
-            moments = state["optimiser"]["state"].values() if file == "last.pt" else []
-            tensors = [
-                *state["predictor"].values(),
-                *(m[key] for m in moments for key in ("exp_avg", "exp_avg_sq", "step")),
-            ]
-            found.append([tensor.numpy().tobytes() for tensor in tensors])
-            found.append([state["epoch"], state.get("step"), state.get("best"), state.get("log_scale")])
+        tensors, facts = runs.load_last(folder / "run")
+        best, _, record = runs.load_model(folder / "run")
+        for state in (tensors, best):
+            found.append({name: value.numpy().tobytes() for name, value in state.items() if name != "rng"})
+        found.append([facts["epoch"], facts["step"], facts["best"], record["epoch"]])
         log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
         found.append([{k: v for k, v in entry.items() if k != "seconds"} for entry in log])
     return found
@@ -277,7 +227,8 @@ def result(name, folder):
 def clean(name, folder):
     """Nothing of a killed process lies about, and what a reader may open is whole."""
     if name == "training":
-        assert sorted(os.listdir(folder / "run")) == ["best.pt", "curves.png", "last.pt", "log.jsonl"]
+        files = sorted(path.name for path in (folder / "run").rglob("*") if path.is_file())
+        assert files == ["config.json", "curves.png", "last.safetensors", "log.jsonl", "model.safetensors"]
         assert not list(folder.glob(".*.lock"))
     assert not list(folder.rglob("*-journal")) and not list(folder.rglob("*.tmp"))
 
@@ -302,7 +253,6 @@ COUNTS = [3, pytest.param(20, marks=pytest.mark.slow)]
 def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
     warm, undisturbed, tmp_path, name, count
 ):
-    """Catches work that is lost, done twice or half written, a lock that outlives its process, and a temporary file that stays."""
     reference, outcomes = result(name, undisturbed[name][0]), Counter()
     for number, moment in enumerate(moments(count, *undisturbed[name][1:], seed=name)):
         folder = fresh(name, undisturbed, tmp_path / str(number))
@@ -310,8 +260,10 @@ def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
         outcomes["killed" if code == -signal.SIGKILL else "was done before"] += 1
         assert code in (0, -signal.SIGKILL), (folder / "said").read_text()
         outcomes["left a temporary file"] += any(folder.rglob("*.tmp"))
-        for path in folder.glob("run/*.pt"):
-            checkpoint.load(path)
+        if (folder / "run" / runs.WEIGHTS).exists():
+            runs.load_model(folder / "run")
+        if (folder / "run").exists():
+            runs.load_last(folder / "run")
         code, _ = warm(name, folder)
         assert code == 0, f"{moment}: {(folder / 'said').read_text()}"
         assert result(name, folder) == reference, moment
@@ -329,8 +281,6 @@ def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
 def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
     warm, undisturbed, tmp_path, number, code, count
 ):
-    """Catches a signal that kills while the towers load or encode, a traceback, an exit that takes longer than a step, and a
-    stop from which --resume does not come back."""
     folder, calls, _ = undisturbed["training"]
     reference, outcomes, slowest = result("training", folder), Counter(), 0.0
     draw = random.Random(int(number))
@@ -341,7 +291,7 @@ def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
         said = (folder / "said").read_text()
         assert found in (0, code) and "Traceback" not in said, f"call {call}: {said}"
         slowest = max(slowest, json.loads((folder / "life").read_text())[1])
-        ends = ("stopped after step", "stopped; what was encoded", "best.pt is epoch")
+        ends = ("stopped after step", "stopped; what is encoded", "the model is that of epoch")
         outcomes[next((end for end in ends if end in said), said)] += 1
         assert warm("training", folder)[0] == 0, (folder / "said").read_text()
         assert result("training", folder) == reference
@@ -354,7 +304,6 @@ def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_evaluation_interrupted_anywhere_exits_with_130_and_no_traceback(warm, undisturbed, tmp_path, count):
-    """Catches Ctrl-C that falls into a load or an import and ends in a screen of Python."""
     draw, outcomes = random.Random(0), Counter()
     for i in range(count):
         folder = fresh("asking", undisturbed, tmp_path / str(i))
@@ -384,7 +333,6 @@ sys.exit(train.main(sys.argv[3:]))
 
 @pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_signal_while_torch_is_imported_stops_cleanly(tmp_path, count):
-    """Catches handlers that are set only once the slow imports are done: a scheduler's SIGTERM would end them with a traceback."""
     draw = random.Random(1)
     for i in range(count):
         number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][i % 2]

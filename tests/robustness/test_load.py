@@ -1,10 +1,10 @@
-"""A larger archive than fits anybody's patience by hand: 100,000 captions of 20,000 images through train.py, eval.py and the search.
+"""100,000 captions of 20,000 images through train.py, eval.py and the search.
 
-    python -m pytest tests/test_load.py -m slow -s        minutes; prints seconds and peak memory of each step
+    python -m pytest tests/robustness/test_load.py -m slow -s        minutes; prints seconds and peak memory of each step
 
-The 20,000 images are hard links to the 1,000 that come with the repository, so each tower sees 1,000 contents; everything
-else (names, rows, index, metrics) meets 20,000. Of the 100,000 captions 5,000 are distinct: a text tower does some hundred a second.
-"""
+The 20,000 images are hard links to the 1,000 that come with the repository, so each tower sees 1,000
+contents; everything else (names, rows, index, metrics) meets 20,000. Of the 100,000 captions 5,000 are
+distinct: a text tower encodes some hundred per second."""
 
 import csv
 import os
@@ -83,8 +83,6 @@ def step(folder, module, *arguments):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
 def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_gigabytes(large):
-    """Catches what is quadratic in images or captions, and what is held in memory once more than needed: both pass unseen on the
-    thousand images of the archive."""
     print()
     data = [
         "--csv",
@@ -97,14 +95,15 @@ def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_giga
         large / "run",
     ]
     index = ["--index", large / "search.sqlite", "--run", large / "run"]
+    cached = [*index, "--cache", large / "features.sqlite", "--quiet"]
     model = ["--vision", "efficientnet-lite0-stages", "--device", "cpu", "--quiet"]
     steps = [
         ("train", *data, *model, "--recipe", "retrieval", "--epochs", 2),
         ("train", *data, *model, "--recipe", "retrieval", "--epochs", 3, "--resume"),  # with a warm cache
         ("eval", *data, "--held-out", "--device", "cpu", "--quiet"),
-        ("apps.search", "index", large / "images", *index, "--quiet"),
-        ("apps.search", "index", large / "images", *index, "--quiet"),  # nothing new
-        ("apps.search", "find", "two persons at a table", *index),
+        ("apps.search.__main__", "index", large / "images", *cached),
+        ("apps.search.__main__", "index", large / "images", *cached),  # nothing new
+        ("apps.search.__main__", "find", "two persons at a table", *index),
     ]
     seen = [step(large, *arguments) for arguments in steps]
     assert f"{IMAGES:,} images" in seen[3][2] and "0 new" in seen[4][2]
