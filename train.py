@@ -155,6 +155,7 @@ def train_epoch(args, data, training, progress, each, process, stop):
     order = caption_order(args, data, epoch)
     if progress.step:
         torch.set_rng_state(training.rng)
+    batch = order[(steps - 1) * args.batch_size :]  # for the check below, where no step is left
     training.predictor.train()
     for step in range(progress.step, steps):
         for group in training.optimiser.param_groups:
@@ -347,6 +348,10 @@ def hold_and_train(argv, stop):
             raise
         advice = "lower --encode-batch if it was encoding, --batch-size if it was training"
         raise ValueError(f"{error}; {advice}") from None
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(f"{error.strerror}, writing in {args.run}") from None  # a full disk names no file
 
 
 def main(argv=None):

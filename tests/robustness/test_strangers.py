@@ -1,9 +1,10 @@
-"""Files that somebody else made: checkpoints and caches that execute nothing, allocate nothing, and are refused by name.
+"""Files that somebody else made: checkpoints and caches that execute nothing, allocate nothing, and are
+refused by name.
 
     python -m pytest tests/test_strangers.py -v        a line a file
 
-tests/test_checkpoint.py has the plain cases: a pickle bomb, garbage, ten truncations, a flipped bit, NaN, a foreign format.
-"""
+tests/test_checkpoint.py has the plain cases: a pickle bomb, garbage, ten truncations, a flipped bit, NaN, a
+foreign format."""
 
 import copy
 import json
@@ -109,7 +110,8 @@ def peak():
     )
 
 
-# ------------------------------------------------------------------------------------------------ what any reader of a checkpoint meets
+# ------------------------------------------------------------------------------------------------ what any
+# reader of a checkpoint meets
 
 BIG = 10**12
 
@@ -181,7 +183,8 @@ def test_strangers_checkpoint_is_refused_by_name_and_takes_no_memory(folder, cap
 
 @pytest.mark.parametrize("kind", ["deflated", "overlapping", "function"])
 def test_zip_that_is_not_torch_saves_own_is_refused(folder, tmp_path, capsys, kind):
-    """Catches a zip bomb (a gigabyte of zeros in a megabyte), one that lists the same bytes many times, and a function.
+    """Catches a zip bomb (a gigabyte of zeros in a megabyte), one that lists the same bytes many times, and a
+    function.
 
     torch itself would make the first large and the second slow."""
     path = folder / "run" / "best.pt"
@@ -220,7 +223,8 @@ def test_another_file_under_the_checkpoints_name_is_refused(folder, capsys, othe
     refused(capsys, ask(folder), folder / "run" / "best.pt", "eval.py: ")
 
 
-# ------------------------------------------------------------------------------------------------------------ what --resume reads besides
+# ------------------------------------------------------------------------------------------------------------
+# what --resume reads besides
 
 
 def moment(value):
@@ -262,7 +266,8 @@ RESUMED = {
 
 @pytest.mark.parametrize("edit", RESUMED.values(), ids=RESUMED)
 def test_strangers_last_checkpoint_is_not_gone_on_with(folder, capsys, edit):
-    """Catches a segmentation fault (PyTorch checks no shapes there), endless allocation, and a traceback in the middle of an epoch."""
+    """Catches a segmentation fault (PyTorch checks no shapes there), endless allocation, and a traceback in
+    the middle of an epoch."""
     path = folder / "run" / "last.pt"
     change(path, edit)
     before = path.read_bytes()
@@ -275,7 +280,8 @@ def test_strangers_last_checkpoint_is_not_gone_on_with(folder, capsys, edit):
 
 @pytest.mark.parametrize("kind", ["document", "database"])
 def test_recipe_that_names_somebodys_file_as_the_cache_harms_nothing(folder, capsys, kind):
-    """Catches a checkpoint that moves or writes a file of its reader's choice: the cache is the one path --resume writes to."""
+    """Catches a checkpoint that moves or writes a file of its reader's choice: the cache is the one path
+    --resume writes to."""
     target = folder / ("thesis.odt" if kind == "document" else "places.sqlite")
     target.write_bytes(b"the only copy" * 1000)
     if kind == "database":
@@ -289,7 +295,8 @@ def test_recipe_that_names_somebodys_file_as_the_cache_harms_nothing(folder, cap
     assert target.read_bytes() == before and sorted(folder.glob("*damaged*")) == []
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- towers
+# --------------------------------------------------------------------------------------------------------------------------------
+# towers
 
 TOWERS = {
     "hub repository": ("text", "stranger/model"),
@@ -302,14 +309,16 @@ TOWERS = {
 
 @pytest.mark.parametrize("kind, name", TOWERS.values(), ids=TOWERS)
 def test_tower_named_by_a_stranger_is_refused_by_its_name(folder, capsys, no_hub, kind, name):
-    """Catches a checkpoint whose tower's name reads a file or a folder of its reader's and goes on with it, or ends in a traceback.
-    No hub answers here: with one, the hub's weights would be fetched, and then have to have the hash."""
+    """Catches a checkpoint whose tower's name reads a file or a folder of its reader's and goes on with it,
+    or ends in a traceback. No hub answers here: with one, the hub's weights would be fetched, and then have
+    to have the hash."""
     change(folder / "run" / "best.pt", put(f"towers.{kind}.name", name))
     refused(capsys, ask(folder), name.removeprefix("open_clip:ViT-B-32/").rstrip("/"), "eval.py: ")
 
 
 def test_code_in_a_text_towers_folder_is_not_run(minilm, tmp_path):
-    """Catches a model folder (from a hub, or named by a checkpoint) whose modules.json names a class in a file of its own."""
+    """Catches a model folder (from a hub, or named by a checkpoint) whose modules.json names a class in a
+    file of its own."""
     folder = Path(shutil.copytree(minilm.path, tmp_path / "tower"))
     canary = tmp_path / "canary"
     (folder / "evil.py").write_text(
@@ -323,7 +332,8 @@ def test_code_in_a_text_towers_folder_is_not_run(minilm, tmp_path):
     assert not canary.exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the cache
+# ------------------------------------------------------------------------------------------------------------------------------
+# the cache
 
 
 @pytest.fixture
@@ -400,7 +410,8 @@ def test_cache_row_that_is_text_is_encoded_anew(cached, capsys):
 
 @pytest.mark.parametrize("number", ["7e00", "7c00", "fc00"], ids=["nan", "inf", "-inf"])
 def test_cache_rows_that_are_not_finite_are_refused(cached, number):
-    """Catches NaN under a right checksum, which would reach the predictor and be blamed on the learning rate."""
+    """Catches NaN under a right checksum, which would reach the predictor and be blamed on the learning
+    rate."""
     archive, cache, _ = cached
     value = bytes.fromhex(number)[::-1].hex()
     forge(cache, f"CAST(substr(row, 1, length(row) - 2) || x'{value}' AS BLOB)", ONE)
@@ -428,7 +439,8 @@ def test_file_that_was_never_a_cache_is_left_alone(cached, tmp_path, name):
 
 
 def test_predictor_of_the_bounds_is_still_accepted(tmp_path):
-    """Catches bounds that refuse honest checkpoints: the smallest and oddest shapes that train.py can write."""
+    """Catches bounds that refuse honest checkpoints: the smallest and oddest shapes that train.py can
+    write."""
     for config in (
         dict(vision_dim=1, text_dim=1, hidden_dim=1),
         dict(vision_dim=7, text_dim=3, hidden_dim=500, members=9),
