@@ -362,10 +362,19 @@ def restore(run, saved, training, progress, digest, towers):
 def resumed_flags(run, flags, typed, recipe):
     """The flags to resume with, a dict: those of the run (`recipe`), and of `flags` those that were `typed`
     and may change. ValueError for a typed flag that may not."""
+    if wrong := [name for name in flags if type(recipe.get(name)) is not type(flags[name])]:
+        raise ValueError(
+            f"{Path(run, LAST)}: its {', '.join(wrong)} are not flags of train.py; start another --run"
+        )
     changed = [name for name in sorted(typed - FREE) if flags[name] != recipe[name]]
     if changed:
         was = ", ".join(f"--{name.replace('_', '-')} {recipe[name]}" for name in changed)
         raise ValueError(
             f"{run} was trained with {was}; resume without changing that, or start another --run"
+        )
+    sizes = load_config(run)["predictor"]
+    if [recipe["hidden"], recipe["members"]] != [sizes.get("hidden_dim"), sizes.get("members")]:
+        raise ValueError(
+            f"{Path(run, LAST)}: its flags do not fit the sizes in {CONFIG}; start another --run"
         )
     return flags | recipe | {name: flags[name] for name in (typed & FREE) | {"resume", "run"}}

@@ -172,13 +172,17 @@ def test_progress_without_held_out_images_keeps_the_last_epoch():
     assert [progress.add(dict(epoch=epoch)) for epoch in (1, 2, 3)] == [True] * 3
 
 
-def test_resumed_flags_are_those_of_the_run_and_free_ones_typed():
-    flags = dict(lr=1.0, epochs=9, run="b", resume=True, device="cpu")
-    recipe = dict(lr=0.5, epochs=5, run="a", resume=False, device="cuda")
-    found = runs.resumed_flags("b", flags, {"epochs"}, recipe)
-    assert found == dict(lr=0.5, epochs=9, run="b", resume=True, device="cuda")
+def test_resumed_flags_are_those_of_the_run_and_free_ones_typed(run):
+    runs.save_config(run, CONFIG | dict(predictor=dict(hidden_dim=8, members=1)))
+    flags = dict(lr=1.0, epochs=9, run="b", resume=True, hidden=4, members=3)
+    recipe = dict(lr=0.5, epochs=5, run="a", resume=False, hidden=8, members=1)
+    found = runs.resumed_flags(run, flags, {"epochs"}, recipe)
+    assert found == dict(lr=0.5, epochs=9, run="b", resume=True, hidden=8, members=1)
     with pytest.raises(ValueError, match="--lr 0.5"):
-        runs.resumed_flags("b", flags, {"lr"}, recipe)
+        runs.resumed_flags(run, flags, {"lr"}, recipe)
+    for change in (dict(hidden=10**12), dict(lr="high")):
+        with pytest.raises(ValueError, match=str(run / runs.LAST)):
+            runs.resumed_flags(run, flags, set(), recipe | change)
 
 
 def test_public_recipe_has_no_path():
