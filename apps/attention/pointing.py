@@ -55,7 +55,8 @@ def shuffle(module, seed=0):
 
 
 def shuffle_tower(vision):
-    """Shuffle the networks of an image tower, and have `encode` run those instead of copies made for speed."""
+    """Shuffle the networks of an image tower, and have `encode` run those instead of copies made for
+    speed."""
     for tower in vision.parts:
         shuffle(tower.network)
         tower.use(tower.network)

@@ -52,8 +52,8 @@ def end_of(path, last, step):
 
 
 def writer(model, words, decoder, cache):
-    """(write, name): `write` maps rows (S, Dt) to S pairs (cosine, words), and `name` describes it. `words` is
-    "nearest" (training caption) or "decoder" (of the folder `decoder`)."""
+    """(write, name): `write` maps rows (S, Dt) to S pairs (cosine, words), and `name` describes it. `words`
+    is "nearest" (training caption) or "decoder" (of the folder `decoder`)."""
     from models.decoder import Decoder
 
     if words == "nearest":

@@ -16,6 +16,7 @@ from apps.attention.heat import METHODS, explain, shares
 from apps.attention.pointing import correlation, judge, percent, read_boxes, shuffle
 from models.predictor import Predictor
 from models.vision import VisionEncoder
+from models.vision.tower import Tower
 from models.vljepa import VLJEPA
 from tools.draw_archive import __main__ as draw_archive
 
@@ -81,6 +82,17 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("attention"))
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite2-stages", "clip-vit-b-16"])
+def test_explain_of_a_tower_pools_its_places_to_its_row(name, request):
+    vision = VisionEncoder("cpu", name, path=request.getfixturevalue("clip_file") if "clip" in name else None)
+    pixels = vision.preprocess(IMAGE)[None]
+    maps, baselines, pool = vision.explain(pixels, torch.zeros(vision.dim))
+    assert [m.shape for m in baselines] == [m.shape for m in maps]
+    torch.testing.assert_close(pool(*maps), vision.encode(pixels), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=f"{name}.*--method occlusion"):  # families without known places
+        Tower.explain(vision, pixels, None)
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite0-stages+efficientnet-lite2"])
