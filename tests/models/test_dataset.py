@@ -1,5 +1,5 @@
-"""Captions files with every trap of the real ones, images, and the data set of both. tests/corpus has files of
-all kinds: orientations, 16-bit grey, pixels without a known white, decompression bombs."""
+"""Captions files with every trap of the real ones, images, and the data set of both. tests/corpus has files
+of all kinds: orientations, 16-bit grey, pixels without a known white, decompression bombs."""
 
 import csv
 import io
