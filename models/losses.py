@@ -19,7 +19,7 @@ MAX_SCALE = 100.0  # CLIP (Radford et al. 2021, section 2.5) clamps the temperat
 
 
 def cosine(predicted, text, image_of, scale=None, bias=None):
-    """Mean over captions of 1 - cosine similarity. It has no negatives, so nothing keeps predictions apart."""
+    """Mean over captions of 1 - cosine similarity. No negatives keep predictions apart."""
     return 1 - F.cosine_similarity(predicted[image_of], text, dim=-1).mean()
 
 

@@ -10,7 +10,6 @@ from models import losses
 
 SCALE, BIAS = torch.tensor(7.0, dtype=torch.double), torch.tensor(-2.0, dtype=torch.double)
 ALL = [getattr(losses, name) for name in losses.LOSSES]
-CONTRASTIVE = [losses.info_nce, losses.sigmoid]
 
 
 def batch(image_of, dim=5, seed=0):
@@ -78,17 +77,6 @@ def test_contrastive_losses_equal_the_naive_loops(image_of):
     assert losses.sigmoid(predicted, text, image_of, SCALE, BIAS).item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE)
-def test_captions_of_one_image_are_not_each_others_negatives(loss):
-    """Image 1 is orthogonal to all that moves, so nothing else changes."""
-    predicted = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]])
-    text = torch.tensor([[0.8, 0.6, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
-    nearer = text.clone()
-    nearer[1] = predicted[0]
-    before, after = (loss(predicted, t, torch.tensor([0, 0, 1]), 10.0, -5.0) for t in (text, nearer))
-    assert after < before
-
-
 @pytest.mark.parametrize("loss", ALL)
 @pytest.mark.parametrize("image_of", [[0], [0, 0, 0]])
 def test_loss_of_a_single_image_is_finite_with_finite_gradient(loss, image_of):
@@ -116,22 +104,7 @@ def test_gradients_are_finite_at_the_largest_scale(loss, sign):
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_loss_does_not_depend_on_the_order_of_the_batch(loss):
-    predicted, text, image_of = batch([0, 0, 1, 2, 2, 2, 3])
-    captions, images = torch.tensor([4, 0, 6, 2, 5, 1, 3]), torch.tensor([2, 0, 3, 1])
-    mixed = predicted[images], text[captions], images.argsort()[image_of[captions]]
-    torch.testing.assert_close(loss(predicted, text, image_of, SCALE, BIAS), loss(*mixed, SCALE, BIAS))
-
-
-@pytest.mark.parametrize("loss", ALL)
 def test_gradient_equals_finite_differences(loss):
     predicted, text, image_of = batch([0, 0, 1, 2], dim=3)
     inputs = [tensor.clone().requires_grad_() for tensor in (predicted, text, SCALE, BIAS)]
     assert torch.autograd.gradcheck(lambda p, t, s, b: loss(p, t, image_of, s, b), inputs)
-
-
-@pytest.mark.parametrize("loss", CONTRASTIVE)
-def test_collapsed_predictions_lose_to_right_ones(loss):
-    _, text, image_of = batch(range(8))
-    collapsed = F.normalize(text.mean(0), dim=0).expand(8, -1)
-    assert loss(text, text, image_of, SCALE, BIAS) < loss(collapsed, text, image_of, SCALE, BIAS)
