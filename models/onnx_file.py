@@ -77,6 +77,10 @@ class ExportedTower:
     def parts(self):
         return (self,)
 
+    def join(self, rows):
+        """(B, Dt) from a list with the rows of each of `parts`."""
+        return rows[0]
+
     def encode(self, images, places=False):
         """(B, 3, S, S) float32, or (B, D) for joined towers, -> (B, Dt) float32 unit rows on the CPU.
 

@@ -19,9 +19,9 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from models import hub, report, runs
-from models.dataset import VisionTextDataset, open_image, read_rows, upright_rgb
+from models.dataset import VisionTextDataset, open_frames, read_rows, upright_rgb
 from models.distributed import choose_device
-from models.features import encode_texts
+from models.features import encode_ahead, encode_texts
 from models.features.shards import open_shards
 from models.features.tars import expand
 from models.predictor import Predictor
@@ -111,8 +111,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
         """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows."""
         if not isinstance(images, torch.Tensor):
             single = isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
-            images = [images] if single else images
-            images = torch.stack([self.vision.preprocess(_upright(image)) for image in images])
+            return self.predict(_features(self.vision, [images] if single else images))
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
@@ -224,5 +223,15 @@ def _shard_captions(recipe, data):
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
-def _upright(image):
-    return open_image(image) if isinstance(image, (str, os.PathLike)) else upright_rgb(image)
+def _features(vision, images):
+    """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead."""
+    rows = []
+    for _, found, error in encode_ahead(images, _frames_of, vision.parts):
+        if error:
+            raise error
+        rows.append(found)
+    return vision.join([torch.stack(part) for part in zip(*rows)]) if rows else torch.empty(0, vision.dim)
+
+
+def _frames_of(image):
+    return open_frames(image) if isinstance(image, (str, os.PathLike)) else [upright_rgb(image)]

@@ -9,7 +9,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .images import check_file, image_path, open_image
+from .frames import open_frames
+from .images import check_file, image_path
 from .rows import read_rows
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class VisionTextDataset:
         try:
             path = image_path(self.image_dir, name)
             if decode:
-                open_image(path)
+                open_frames(path)
             else:
                 open(check_file(path), "rb").close()  # exists, is a file, and may be read
         except FileNotFoundError:
@@ -145,7 +146,7 @@ class VisionTextDataset:
         """What `preprocess` gives for the image with index `image`. ValueError names its CSV line and
         path."""
         try:
-            return self.preprocess(open_image(self.path(image)))
+            return self.preprocess(open_frames(self.path(image))[0])
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.where(image)}: {error}") from None
 
