@@ -1,5 +1,5 @@
-"""What several test files share: tiny archives, towers without weights, and, once per session, the real towers, a CLIP
-checkpoint of random weights and a trained run."""
+"""What several test files share: tiny archives, towers without weights, and, once per session, the real
+towers, a CLIP checkpoint of random weights and a trained run."""
 
 import csv
 from pathlib import Path
@@ -93,8 +93,8 @@ def make_shapes(folder):
 
 
 class Pixels:
-    """An image tower without weights: fixed random projections of the thumbnail. Counts what it encodes; `stop` is called
-    instead of the batch of that number."""
+    """An image tower without weights: fixed random projections of the thumbnail. Counts what it encodes;
+    `stop` is called instead of the batch of that number."""
 
     clip_frames, has_text = 1, False
 
@@ -165,7 +165,8 @@ def archive(tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run of train.py on 24 drawn shapes, with the packaged tower; read-only, so copy its folder to change something."""
+    """A run of train.py on 24 drawn shapes, with the packaged tower; read-only, so copy its folder to change
+    something."""
     import train
     from models import runs
 
@@ -212,7 +213,8 @@ def minilm():
 
 @pytest.fixture
 def no_hub(monkeypatch, tmp_path):
-    """An empty Hugging Face cache and a hub that refuses connections, whatever the machine has; returns the cache folder."""
+    """An empty Hugging Face cache and a hub that refuses connections, whatever the machine has; returns the
+    cache folder."""
     from huggingface_hub import constants
 
     (tmp_path / "hub").mkdir()

@@ -9,8 +9,8 @@ from tests.conftest import ROOT
 GROUND = {"files", "hub", "onednn"}
 WHOLE = {"vljepa", "onnx_file"}
 HEAVY = set(
-    "open_clip sentence_transformers transformers timm matplotlib pandas torchvision huggingface_hub captum tokenizers onnx "
-    "onnxruntime pycocoevalcap sklearn scipy av usearch faiss".split()
+    "open_clip sentence_transformers transformers timm matplotlib pandas torchvision huggingface_hub captum "
+    "tokenizers onnx onnxruntime pycocoevalcap sklearn scipy av usearch faiss".split()
 )
 FILES = [ROOT / "train.py", ROOT / "eval.py"]
 for folder in ("models", "apps", "tools"):
@@ -25,8 +25,8 @@ def name(path):
 
 
 def imports(source, package=""):
-    """[(module, line, whether it is imported as soon as the file is)] of all imports, also those inside functions.
-    `from a import b` gives 'a.b', since b may be a module."""
+    """[(module, line, whether it is imported as soon as the file is)] of all imports, also those inside
+    functions. `from a import b` gives 'a.b', since b may be a module."""
     found = []
 
     def walk(node, at_once):
@@ -115,7 +115,8 @@ def test_apps_never_import_each_other():
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_heavy_packages_are_imported_where_they_are_needed(path):
     """An import of seconds at module level is paid by --help and by models.metrics."""
-    # VLJEPA is a subclass of huggingface_hub's mixin; the other two are imported only where onnx or timm is the point.
+    # VLJEPA is a subclass of huggingface_hub's mixin; the other two are imported only where onnx or timm is
+    # the point.
     exempt = {"vljepa": {"huggingface_hub"}, "graph": {"onnx"}, "timm_peer": {"timm"}}
     allowed = exempt.get(path.stem, set())
     assert offenders(path, lambda m, at_once: at_once and m.split(".")[0] in HEAVY - allowed) == []

@@ -24,7 +24,8 @@ from models.predictor import Predictor
 from models.vljepa import VLJEPA
 from tests.conftest import ROOT, Run, make_shapes, write_csv
 
-RETRIEVAL = "--loss info_nce --dropout 0.5 --input-dropout 0.3 --standardise --group-captions --weight-decay 0.1".split()
+RETRIEVAL = """--loss info_nce --dropout 0.5 --input-dropout 0.3 --standardise --group-captions
+    --weight-decay 0.1""".split()
 SMALL = "--device cpu --hidden 16 --batch-size 8 --epochs 2 --lr 3e-3 --val-fraction 0.25".split()
 
 
@@ -73,7 +74,8 @@ def without_seconds(history):
 
 
 def assert_same_training(run, other):
-    """Bit for bit: parameters, optimiser, learned scalars, the best epoch, and all of the log but the seconds."""
+    """Bit for bit: parameters, optimiser, learned scalars, the best epoch, and all of the log but the
+    seconds."""
     for (a, _), (b, _) in (
         (last_of(run), last_of(other)),
         (runs._read(run / runs.WEIGHTS), runs._read(other / runs.WEIGHTS)),
@@ -429,7 +431,8 @@ def test_learning_rate_rises_then_falls():
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_needs_no_torch(script):
-    code = f"import runpy, sys; sys.argv = [{script!r}, '--help']\ntry: runpy.run_path({script!r}, run_name='__main__')\n"
+    code = f"import runpy, sys; sys.argv = [{script!r}, '--help']\n"
+    code += f"try: runpy.run_path({script!r}, run_name='__main__')\n"
     code += "finally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "--run" in done.stdout and done.stdout.splitlines()[-1] == "False"

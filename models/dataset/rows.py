@@ -93,8 +93,8 @@ def _header(path, text, columns):
         found = max(headers.values(), key=len)
         missing = " and ".join(f"no column {column!r}" for column in columns if column not in found)
         raise ValueError(
-            f"{path}: {missing} (found: {', '.join(found)[:300] or 'nothing'}); name yours with --image-column "
-            "and --caption-column; for a published data set: python -m tools.prepare"
+            f"{path}: {missing} (found: {', '.join(found)[:300] or 'nothing'}); name yours with "
+            "--image-column and --caption-column; for a published data set: python -m tools.prepare"
         )
     header = headers[fits[0]]
     for column in columns:

@@ -68,8 +68,8 @@ def is_up_to_date(path, tar, towers):
     if tar.exists() and any(metadata.get(key) != value for key, value in size_and_time(tar).items()):
         if metadata["tar_sha256"] != sha256(tar):
             raise ValueError(
-                f"{path}: {tar} is not the tar it was made from (SHA-256 {metadata['tar_sha256']}); delete it to "
-                "encode the tar again, or name another folder of features"
+                f"{path}: {tar} is not the tar it was made from (SHA-256 {metadata['tar_sha256']}); "
+                "delete it to encode the tar again, or name another folder of features"
             )
     return True
 

@@ -1,5 +1,5 @@
-"""Images that must be refused, by kind: each function returns [(name, bytes, pattern of the error)]. And images
-with something huge in them that is never read, and random changes."""
+"""Images that must be refused, by kind: each function returns [(name, bytes, pattern of the error)]. And
+images with something huge in them that is never read, and random changes."""
 
 import random
 import struct

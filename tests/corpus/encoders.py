@@ -1,4 +1,5 @@
-"""Arrays and bytes of image files, some of them written from the specification, since Pillow writes no such file."""
+"""Arrays and bytes of image files, some of them written from the specification, since Pillow writes no such
+file."""
 
 import base64
 import io
@@ -42,7 +43,8 @@ FINE = {
 # Largest mean difference from the scene, of 255. A file that is not listed is exact.
 LOSSY = {"plain.jpg": 2, "progressive.jpg": 4, "420.jpg": 4, "grey.jpg": 2, "lossy.webp": 4, "plain.avif": 3}
 LOSSY |= {"palette.gif": 20, "animated.gif": 20, "jpeg.tif": 4, "two.mpo": 5}
-# An arithmetic-coded JPEG of 16 x 8 grey pixels, 16 x + 2 y, by libjpeg-turbo 3.2: no Python package writes one.
+# An arithmetic-coded JPEG of 16 x 8 grey pixels, 16 x + 2 y, by libjpeg-turbo 3.2: no Python package writes
+# one.
 ARITHMETIC = base64.b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAIBAQEBAQIBAQECAgICAgQDAgICAgUEBAMEBgUGBgYFBgYGBwkIBgcJBwYGCAsI"
     "CQoKCgoKBggLDAsKDAkKCgr/yQALCAAIABABAREA/8wABgAQEAX/2gAIAQEAAD8A/wDr9D+TLdp9wzzL89/w7jgAyja4gP/Z"

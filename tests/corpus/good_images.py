@@ -30,7 +30,8 @@ from tests.corpus.encoders import (
     whole,
 )
 
-ODD_NAMES = ["with space", "café", unicodedata.normalize("NFD", "café"), "猫", "a'b\"c", "new\nline", "#%&"]
+NFD = unicodedata.normalize("NFD", "café")
+ODD_NAMES = ["with space", "café", NFD, "猫", "a'b\"c", "new\nline", "#%&"]
 ODD_NAMES += ["-rf", "🐈", "x" * 200]
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged met
 
 
 def run_corpus(*flags):
-    """What `python -m tests.corpus` prints. A process of its own, since its children start as large as it is."""
+    """What `python -m tests.corpus` prints. A process of its own, since its children start as large as it
+    is."""
     argv = [sys.executable, "-W", "ignore", "-m", "tests.corpus", *flags]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -85,7 +85,8 @@ def examine(case):
 
 def trial(cases, examine=examine, limit=LIMIT):
     """([outcome of each case], largest resident memory in bytes). A child process examines one case after the
-    other. One that hangs is killed, and after a hang or a crash a new process continues with the next case."""
+    other. One that hangs is killed, and after a hang or a crash a new process continues with the next
+    case."""
     outcomes, peak = [], 0
     while len(outcomes) < len(cases):
         ours, theirs = Pipe(duplex=False)

@@ -23,7 +23,8 @@ RECIPE = "--loss info_nce --dropout 0.5 --members 2 --lr 0.01".split()
 
 
 def train_a_little(loss_name, process):
-    """The parameters after five steps of a predictor with two members and dropout, whatever the number of processes."""
+    """The parameters after five steps of a predictor with two members and dropout, whatever the number of
+    processes."""
     torch.manual_seed(0)
     predictor = Predictor(12, 6, 32, dropout=0.5, input_dropout=0.25, members=2).train()
     image, text, image_of = torch.randn(N, 12), F.normalize(torch.randn(M, 6), dim=-1), torch.arange(M) % N

@@ -1,4 +1,5 @@
-"""Every family of image towers through the contract of models/vision/tower.py, against its own library's forward pass."""
+"""Every family of image towers through the contract of models/vision/tower.py, against its own library's
+forward pass."""
 
 import json
 import shutil

@@ -269,7 +269,8 @@ def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
         assert result(name, folder) == reference, moment
         clean(name, folder)
     print(
-        f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, nothing left over"
+        f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, "
+        "nothing left over"
     )
     assert outcomes["killed"] >= count / 2
 
@@ -297,7 +298,8 @@ def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
         assert result("training", folder) == reference
         clean("training", folder)
     print(
-        f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of processor time later; all resumed"
+        f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of "
+        "processor time later; all resumed"
     )
     assert slowest < 5
 

@@ -1,6 +1,6 @@
 """100,000 captions of 20,000 images through train.py, eval.py and the search.
 
-    python -m pytest tests/robustness/test_load.py -m slow -s        minutes; prints seconds and peak memory of each step
+    python -m pytest tests/robustness/test_load.py -m slow -s     minutes; prints seconds and memory
 
 The 20,000 images are hard links to the 1,000 that come with the repository, so each tower sees 1,000
 contents; everything else (names, rows, index, metrics) meets 20,000. Of the 100,000 captions 5,000 are

@@ -220,9 +220,11 @@ def same(a, b):
 
 
 SCHEMAS = {
-    "view named rows": "ALTER TABLE rows RENAME TO hidden; CREATE VIEW rows AS SELECT key, zeroblob(1 << 29) AS row, crc FROM hidden",
+    "view named rows": "ALTER TABLE rows RENAME TO hidden; CREATE VIEW rows AS "
+    "SELECT key, zeroblob(1 << 29) AS row, crc FROM hidden",
     "trigger on rows": "CREATE TRIGGER t AFTER INSERT ON rows BEGIN DELETE FROM files; END",
-    "view beside": "CREATE VIEW v AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+    "view beside": "CREATE VIEW v AS WITH RECURSIVE n(i) AS "
+    "(SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
     "index on an expression": "CREATE INDEX i ON rows (hex(row))",
     "virtual table": "CREATE VIRTUAL TABLE f USING fts5(t)",
     "column more": "ALTER TABLE rows ADD COLUMN more TEXT DEFAULT 'x'",
