@@ -71,7 +71,8 @@ def _load(store, run, device):
     model = VLJEPA.load(run, device)
     if store.meta["model"] == model.identity:
         return model
-    again = f"index again: python -m apps.search index {shlex.quote(shown(store.root))} --run {run}"
+    folder, name = shlex.quote(shown(store.root)), shlex.quote(str(run))
+    again = f"index again: python -m apps.search index {folder} --run {name}"
     if store.meta["run"] == place(run):
         raise ValueError(f"{store.path}: {run} was retrained since the index was made; {again}")
     made = shown(store.meta["run"]) if Path(store.meta["run"]).is_absolute() else store.meta["run"]

@@ -288,9 +288,10 @@ def test_index_of_an_emptied_or_another_folder_is_left_alone(place, capsys):
 
 def test_index_belongs_to_a_model_and_is_made_again_for_another_without_encoding(place, world, capsys):
     other, images = place.root / "other run", contents(place.index)[0]
-    world.model.save_pretrained(other)
-    for _ in range(2):  # the same model in another folder
-        assert place.search("index", place.photos, "--run", other) == 0
+    world.model.save_pretrained(place.root / "saved")
+    shutil.copytree(world.run, other)
+    for run in (place.root / "saved", world.run, other):  # the same model in three folders
+        assert place.search("index", place.photos, "--run", run) == 0
         assert " 0 new or changed" in capsys.readouterr().out and contents(place.index)[0] == images
     assert place.search("find", "a cat") == 0 and "not finished" not in capsys.readouterr().err
     model = VLJEPA.load(other)
