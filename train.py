@@ -145,7 +145,8 @@ def caption_order(args, data, epoch):
 
 
 def train_epoch(args, data, training, progress, each, process, stop):
-    """One epoch, from `progress.step` on. Returns False when a signal in `stop` ended it early."""
+    """One epoch, from `progress.step` on. Returns False when a signal in `stop` ended it before its last
+    step."""
     import torch
 
     from models import distributed, losses
@@ -175,7 +176,7 @@ def train_epoch(args, data, training, progress, each, process, stop):
         loss.backward()
         training.optimiser.step()
         progress.step, progress.loss_sum = step + 1, progress.loss_sum + value * len(batch)
-        if distributed.any_rank(stop, process.device):
+        if step + 1 < steps and distributed.any_rank(stop, process.device):
             return False
     training.predictor.eval()
     with torch.no_grad():  # the last step may have broken what no loss shows yet
@@ -310,15 +311,19 @@ def run_epochs(args, data, training, progress, process, stop):
     stopped = False
     while not stopped and progress.epoch < args.epochs:
         began = time.perf_counter()
-        stopped = not train_epoch(args, data, training, progress, each, process, stop)
-        if not stopped:
+        if train_epoch(args, data, training, progress, each, process, stop):
             finish_epoch(args, data, training, progress, began, process.rank)
+        stopped = distributed.any_rank(stop, process.device) and progress.epoch < args.epochs
     if stopped and process.rank == 0:
         save(args, data, training, progress)
     del each  # it holds on to the process group
     distributed.stop()
     if stopped:
-        where = f"step {progress.step} of epoch {progress.epoch + 1}"
+        where = (
+            f"step {progress.step} of epoch {progress.epoch + 1}"
+            if progress.step
+            else f"epoch {progress.epoch}"
+        )
         print(f"stopped after {where}, saved. Continue: python train.py --resume --run {args.run}")
         return 130 if stop[:1] == [signal.SIGINT] else 0
     if progress.history and process.rank == 0:
@@ -365,7 +370,7 @@ def main(argv=None):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return 0 if stop[:1] == [signal.SIGTERM] else code
+    return 0 if code == 130 and stop[:1] == [signal.SIGTERM] else code
 
 
 if __name__ == "__main__":
