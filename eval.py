@@ -180,10 +180,13 @@ def hub_banks(args, model):
     from models.dataset import VisionTextDataset
     from models.features import encode_archive
 
-    recipe = model.recipe
+    trained_on, recipe = (
+        model.trained_on,
+        model.recipe,
+    )  # a shared model has no folder of images in its recipe
     columns = (recipe["image_column"], recipe["caption_column"])
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
-    bank = VisionTextDataset(*where, only=model.trained_on)
+    bank = VisionTextDataset(*where, only=trained_on)
     bank = encode_archive(bank, model.vision, model.text, args.cache, quiet=args.quiet)
     return dict(image_bank=model.predict(bank.image).cpu(), text_bank=bank.text)
 
