@@ -12,6 +12,7 @@ at all, and nothing in one is executed."""
 
 import json
 import os
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,9 +101,7 @@ def save_config(run, config):
 def save_model(run, predictor, record):
     """Write model.safetensors: the predictor's state_dict, and `record` (a dict of plain values) in its
     header."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in predictor.items()}
-    with replacing(Path(run, WEIGHTS)) as new:
-        save_file(tensors, new, dict(format="pt", record=json.dumps(record)))
+    _write(Path(run, WEIGHTS), predictor, dict(format="pt", record=json.dumps(record)))
 
 
 def load_model(folder):
@@ -158,9 +157,7 @@ def load_config(folder):
 def save_last(run, tensors, facts):
     """Write private/last.safetensors: `tensors` {name: tensor}, and `facts` (a dict of plain values) in its
     header."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with replacing(Path(run, LAST)) as new:
-        save_file(tensors, new, dict(format=FORMAT, facts=json.dumps(facts)))
+    _write(Path(run, LAST), tensors, dict(format=FORMAT, facts=json.dumps(facts)))
 
 
 def load_last(run):
@@ -209,16 +206,33 @@ def public_recipe(recipe):
     return public
 
 
+def _write(path, tensors, header):
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with replacing(path) as new:
+        save_file(tensors, new, header | dict(crc32=_checksum(tensors)))
+
+
 def _read(path, only=None):
-    """(tensors, header) of a safetensors file."""
+    """(tensors, header) of a safetensors file; `only` reads the tensors of these names, unchecked."""
     try:
         with safe_open(path, "pt") as file:
-            names = file.keys() if only is None else only
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in only or file.keys()}
     except PermissionError:  # names the file, and is no damage
         raise
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
+    if not only and header.get("crc32", "") != _checksum(tensors):
+        raise ValueError(f"{path}: damaged, or not a file of train.py (its checksum does not match)")
+    return tensors, header
+
+
+def _checksum(tensors):
+    """CRC-32 of all values, 8 hex digits: safetensors itself does not notice a changed byte."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
 
 
 def _old(run):
