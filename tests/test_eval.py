@@ -1,6 +1,5 @@
-"""eval.py in this process, on a run trained for a moment on 24 drawings with two captions each."""
+"""eval.py in this process, on a run trained for a moment on 24 drawn images with two captions each."""
 
-import csv
 import json
 import os
 import shutil
@@ -8,111 +7,68 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image
 
 import eval
-import train
 from models import metrics
-from models import runs as checkpoint
 from models.dataset import VisionTextDataset
 from models.features import encode_archive
 from models.vljepa import VLJEPA
 from models.zeroshot import PLAIN, TEMPLATES
+from tests.conftest import COLORS, ROOT, SHAPES, draw_shape, write_csv
 
-COLOURS, SHAPES = (
-    ("red", "green", "blue", "yellow", "black", "pink"),
-    ("ellipse", "rectangle", "triangle", "line"),
-)
-HEAVY = ["open_clip", "timm", "sentence_transformers", "transformers", "torchvision", "pandas", "matplotlib"]
+HEAVY = set("open_clip timm sentence_transformers transformers torchvision pandas matplotlib".split())
 RECALLS = {f"{way}_recall@{k}" for way in ("image_retrieval", "text_retrieval") for k in (1, 5, 10)}
 
 
-def draw(path, colour, shape):
-    image = Image.new("RGB", (48, 48), "white")
-    pen = ImageDraw.Draw(image)
-    if shape == "triangle":
-        pen.polygon([(24, 6), (42, 42), (6, 42)], fill=colour)
-    else:
-        getattr(pen, shape)((8, 8, 40, 40), fill=colour, **dict(width=6) if shape == "line" else {})
-    image.save(path)
-
-
 class World:
-    """Images, captions, cache and a trained run, a quarter of the images held out."""
+    """The tiny run, its model, and eval.py on it."""
 
-    def __init__(self, root):
-        self.images, self.csv, self.cache, self.run, rows = (
-            root / "images",
-            root / "captions.csv",
-            root / "cache.sqlite",
-            root / "run",
-            [],
+    def __init__(self, tiny, folder):
+        self.csv, self.images, self.names, self.trained_on = (
+            tiny.csv,
+            tiny.images,
+            tiny.names,
+            tiny.trained_on,
         )
-        self.images.mkdir()
-        for colour in COLOURS:
-            for shape in SHAPES:
-                name = f"{colour}-{shape}.jpg"
-                draw(self.images / name, colour, shape)
-                rows += [
-                    (name, f"a {colour} {shape}"),
-                    (name, f"the drawing shows one {shape} that is {colour}"),
-                ]
-        with open(self.csv, "w", newline="") as file:
-            csv.writer(file).writerows([("image_name", "comment"), *rows])
-        flags = [
-            "--csv",
-            self.csv,
-            "--images",
-            self.images,
-            "--cache",
-            self.cache,
-            "--run",
-            self.run,
-            "--vision",
-            "efficientnet-lite0",
-            "--device",
-            "cpu",
-            "--hidden",
-            "16",
-            "--batch-size",
-            "8",
-            "--epochs",
-            "12",
-            "--lr",
-            "3e-3",
-            "--loss",
-            "info_nce",
-            "--standardise",
-            "--val-fraction",
-            "0.25",
-            "--quiet",
-        ]
-        assert train.main(list(map(str, flags))) == 0
-        self.trained_on = set(checkpoint.load(self.run / "best.pt")["trained_on"])
+        self.cache = tiny.cache
+        self.run = shutil.copytree(tiny.folder, folder / "run")  # --classes writes a figure there
+        self.result = folder / "result.json"
         self.model = VLJEPA.load(self.run)
 
-    def eval(self, *flags):
-        return eval.main(
-            [
-                *map(str, flags),
-                "--run",
-                str(self.run),
-                "--cache",
-                str(self.cache),
-                "--device",
-                "cpu",
-                "--quiet",
-            ]
-        )
+    def eval(self, *flags, run=None):
+        where = ["--run", run or self.run, "--cache", self.cache, "--device", "cpu", "--quiet"]
+        return eval.main(list(map(str, [*flags, *where])))
 
-    def features(self, only=None):
-        dataset = VisionTextDataset(self.csv, self.model.vision.preprocess, self.images, only=only)
+    def json(self, *flags):
+        """What --json writes."""
+        assert self.eval(*flags, "--json", self.result) == 0
+        return json.loads(self.result.read_text())
+
+    def scores(self, image, *flags):
+        return list(self.json(image, *flags)[0]["scores"].values())
+
+    def features(self, names):
+        dataset = VisionTextDataset(self.csv, None, self.images, only=set(names))
         return encode_archive(dataset, self.model.vision, self.model.text, self.cache, quiet=True)
+
+    def ask(self, images, labels, templates=PLAIN):
+        """Scores [image][label], worked out with the two verbs alone."""
+        classes = []
+        for label in labels:
+            mean = self.model.encode_text([template.format(label) for template in templates]).mean(0)
+            classes.append(mean / mean.norm())
+        return (self.model.encode_image(images) @ torch.stack(classes).T).tolist()
+
+    @property
+    def held_out(self):
+        return set(self.names) - self.trained_on
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("eval"))
+def world(tiny_run, tmp_path_factory):
+    return World(tiny_run, tmp_path_factory.mktemp("eval"))
 
 
 @pytest.fixture
@@ -121,51 +77,42 @@ def photo(world):
 
 
 @pytest.fixture
+def shared(world, tmp_path):
+    """The run as others get it."""
+    return shutil.copytree(world.run, tmp_path / "shared", ignore=shutil.ignore_patterns("private"))
+
+
+@pytest.fixture
 def classes(world, tmp_path):
-    """A folder with a folder of images for each colour."""
-    for colour in COLOURS:
-        (tmp_path / "colours" / f"the_{colour}").mkdir(parents=True)
+    """A folder with a folder of images for each color."""
+    for color in COLORS:
+        (tmp_path / "colors" / f"the_{color}").mkdir(parents=True)
         for shape in SHAPES:
-            shutil.copy(
-                world.images / f"{colour}-{shape}.jpg",
-                tmp_path / "colours" / f"the_{colour}" / f"{shape}.jpg",
-            )
-    return tmp_path / "colours"
+            copy = tmp_path / "colors" / f"the_{color}" / f"{shape}.jpg"
+            shutil.copy(world.images / f"{color}-{shape}.jpg", copy)
+    return tmp_path / "colors"
 
 
-def ask(world, images, labels, templates=PLAIN):
-    """Scores [image][label], worked out with the two verbs alone."""
-    classes = []
-    for label in labels:
-        mean = world.model.encode_text([template.format(label) for template in templates]).mean(0)
-        classes.append(mean / mean.norm())
-    return [[(row @ mean).item() for mean in classes] for row in world.model.encode_image(images)]
+# Labels
 
 
-# One image
-
-
-def test_answer_is_two_lines_as_documented(world, photo, capsys):
-    """Catches a changed wording: other programs read 'Prediction: ' and 'Scores: '."""
+def test_answer_is_two_lines_as_documented_then_the_labels_best_first(world, photo, capsys):
+    """Other programs read 'Prediction: ' and 'Scores: '."""
     labels = ["a red rectangle", "a green ellipse", "a black line"]
     assert world.eval(photo, "--labels", *labels) == 0
     first, second, *rest = capsys.readouterr().out.splitlines()
-    (scores,) = ask(world, [photo], labels)
-    assert first == f"Prediction: {labels[max(range(3), key=scores.__getitem__)]}"
-    assert second.startswith("Scores: [") and json.loads(second.removeprefix("Scores: ")) == pytest.approx(
-        scores, abs=1e-4
-    )
+    (scores,) = world.ask([photo], labels)
     best_first = sorted(zip(scores, labels), reverse=True)
+    assert first == f"Prediction: {best_first[0][1]}"
+    assert json.loads(second.removeprefix("Scores: ")) == pytest.approx(scores, abs=1e-4)
     assert [line.split(maxsplit=1)[1] for line in rest] == [label for _, label in best_first]
-    assert [float(line.split()[0]) for line in rest] == pytest.approx(
-        [score for score, _ in best_first], abs=1e-4
-    )
+    found = [float(line.split()[0]) for line in rest]
+    assert found == pytest.approx([score for score, _ in best_first], abs=1e-4)
 
 
 def test_answer_without_flags_takes_the_documented_image_and_labels(world, tmp_path, monkeypatch, capsys):
-    """Catches a default image or default labels that moved: `python eval.py` is the README's second command."""
     (tmp_path / "my_image_archive").mkdir()
-    draw(tmp_path / "my_image_archive" / "10002456.jpg", "red", "line")
+    draw_shape("red", "line").save(tmp_path / "my_image_archive" / "10002456.jpg")
     monkeypatch.chdir(tmp_path)
     assert world.eval() == 0
     out = capsys.readouterr().out
@@ -174,297 +121,215 @@ def test_answer_without_flags_takes_the_documented_image_and_labels(world, tmp_p
         assert label in out
 
 
-def test_model_finds_the_drawings_it_saw(world):
-    """Catches an evaluation whose every number is right and whose answers are worthless (images or labels mixed up)."""
-    labels = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+def test_model_names_the_drawings_it_saw(world):
     names = sorted(world.trained_on)
-    scores = (
-        world.model.encode_image([world.images / name for name in names]) @ world.model.encode_text(labels).T
-    )
-    right = [
-        labels[i] == f"a {name.split('-')[0]} {name.split('-')[1][:-4]}"
-        for i, name in zip(scores.argmax(1).tolist(), names)
-    ]
+    labels = [f"a {color} {shape}" for color in COLORS for shape in SHAPES]
+    scores = torch.tensor(world.ask([world.images / name for name in names], labels))
+    found = [labels[i] for i in scores.argmax(1)]
+    right = [label == f"a {name[:-4].replace('-', ' ')}" for label, name in zip(found, names)]
     assert sum(right) / len(right) > 0.7
 
 
-def test_eval_without_a_checkpoint_says_to_train_first(world, photo, tmp_path, capsys):
-    """Catches a traceback, or worse, answers of an untrained predictor."""
+def test_eval_without_a_run_says_to_train_first(photo, tmp_path, capsys):
     assert eval.main([str(photo), "--run", str(tmp_path / "nothing")]) == 1
     captured = capsys.readouterr()
     assert "train first" in captured.err and str(tmp_path / "nothing") in captured.err and captured.out == ""
 
 
 def test_several_images_and_a_folder_are_answered_in_order(world, photo, tmp_path, capsys):
-    """Catches an answer that does not say which image it is about, and a folder read in the disk's order."""
     for name in ("b.jpg", "a.jpg", "c.jpg"):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        shutil.copy(photo, tmp_path / "folder" / name)
-    assert world.eval(photo, tmp_path / "folder", "--labels", "one", "two") == 0
+        shutil.copy(photo, tmp_path / name)
+    assert world.eval(photo, tmp_path, "--labels", "one", "two") == 0
     lines = capsys.readouterr().out.splitlines()
-    at = [i + 1 for i, line in enumerate(lines) if line.startswith("Prediction: ")]
-    assert [lines[i - 2] for i in at] == [
-        str(photo),
-        *(str(tmp_path / "folder" / name) for name in ("a.jpg", "b.jpg", "c.jpg")),
+    named = [before for before, line in zip(lines, lines[1:]) if line.startswith("Prediction: ")]
+    assert named == [
+        str(path) for path in (photo, *(tmp_path / name for name in ("a.jpg", "b.jpg", "c.jpg")))
     ]
 
 
-def test_empty_folder_and_missing_image_are_errors(world, tmp_path, capsys):
-    """Catches an exit code of success after no answer."""
+@pytest.mark.parametrize("name", ["empty", "none.jpg"])
+def test_empty_folder_and_missing_image_are_errors(world, tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
-    assert world.eval(tmp_path / "empty") == 1
-    assert "empty" in capsys.readouterr().err
-    assert world.eval(tmp_path / "none.jpg") == 1
-    assert "none.jpg" in capsys.readouterr().err
+    assert world.eval(tmp_path / name) == 1
+    assert name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_labels_file_gives_one_label_a_line(world, photo, tmp_path, capsys, encoding):
-    """Catches empty lines, spaces or a byte order mark (Notepad writes one) inside a label."""
+def test_labels_file_gives_one_label_per_line(world, photo, tmp_path, encoding):
     (tmp_path / "labels.txt").write_text("a red rectangle  \n\n  un café noir\r\na line\n", encoding=encoding)
-    assert world.eval(photo, "--labels-file", tmp_path / "labels.txt", "--json") == 0
-    scores = json.loads(capsys.readouterr().out)[0]["scores"]
-    assert list(scores) == ["a red rectangle", "un café noir", "a line"]
+    (answer,) = world.json(photo, "--labels-file", tmp_path / "labels.txt")
+    assert list(answer["scores"]) == ["a red rectangle", "un café noir", "a line"]
 
 
 def test_labels_file_without_labels_is_an_error(world, photo, tmp_path, capsys):
-    """Catches max() of nothing."""
     (tmp_path / "labels.txt").write_text("\n \n")
     assert world.eval(photo, "--labels-file", tmp_path / "labels.txt") == 1
     assert "labels.txt" in capsys.readouterr().err
 
 
-def test_templates_are_averaged_when_asked_for(world, photo, capsys):
-    """Catches a flag that is read and not used."""
-    labels = ["red", "green"]
-    found = []
-    for flag in ("--templates", "--no-templates"):
-        assert world.eval(photo, "--labels", *labels, flag, "--json") == 0
-        found.append(list(json.loads(capsys.readouterr().out)[0]["scores"].values()))
-    assert found[0] == pytest.approx(ask(world, [photo], labels, TEMPLATES)[0], abs=1e-5)
-    assert found[1] == pytest.approx(ask(world, [photo], labels)[0], abs=1e-5)
+@pytest.mark.parametrize("flag, templates", [("--templates", TEMPLATES), ("--no-templates", PLAIN)])
+def test_templates_are_averaged_when_asked_for(world, photo, flag, templates):
+    (expected,) = world.ask([photo], ["red", "green"], templates)
+    assert world.scores(photo, "--labels", "red", "green", flag) == pytest.approx(expected, abs=1e-5)
 
 
 # JSON
 
 
-@pytest.mark.parametrize("what", ["answer", "csv", "held out", "classes"])
-def test_json_on_standard_output_is_nothing_but_json(world, photo, classes, capsys, what):
-    """Catches a table or a note printed among the JSON: `python eval.py ... --json | jq` would fail."""
-    flags = dict(answer=[photo], csv=["--csv", world.csv], classes=["--classes", classes])
-    flags["held out"] = [*flags["csv"], "--held-out"]
-    assert world.eval(*flags[what], "--json") == 0
+@pytest.mark.parametrize(
+    "flags", [["image"], ["--csv"], ["--csv", "--held-out"], ["--classes"]], ids=" ".join
+)
+def test_json_on_standard_output_is_nothing_but_json(world, photo, classes, capsys, flags):
+    what = {"image": [photo], "--csv": ["--csv", world.csv], "--classes": ["--classes", classes]}[flags[0]]
+    assert world.eval(*what, *flags[1:], "--json") == 0
     json.loads(capsys.readouterr().out)
 
 
-def test_json_never_overwrites_an_image(world, tmp_path):
-    """Catches `eval.py --json photo.jpg`, where the flag takes the photograph for its file and writes over it."""
-    shutil.copy(world.images / "red-line.jpg", tmp_path / "photo.jpg")
-    before = (tmp_path / "photo.jpg").read_bytes()
-    try:
-        world.eval("--json", tmp_path / "photo.jpg")
-    except SystemExit:  # argparse's own way to refuse
-        pass
-    assert (tmp_path / "photo.jpg").read_bytes() == before
+def test_json_never_overwrites_an_image(world, photo, capsys):
+    before = photo.read_bytes()
+    with pytest.raises(SystemExit):
+        world.eval("--json", photo)
+    assert photo.read_bytes() == before and str(photo) in capsys.readouterr().err
 
 
-def test_json_file_has_the_shape_of_clip_benchmark(world, tmp_path):
-    """Catches keys that CLIP_benchmark's readers do not know, and recalls in percent."""
-    assert world.eval("--csv", world.csv, "--json", tmp_path / "result.json") == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_json_has_the_shape_of_clip_benchmark(world):
+    result = world.json("--csv", world.csv)
     assert result.keys() >= {"dataset", "model", "pretrained", "task", "language", "metrics"}
     assert (result["dataset"], result["task"], result["language"]) == ("captions", "zeroshot_retrieval", "en")
-    assert RECALLS <= result["metrics"].keys() and all(0 <= result["metrics"][key] <= 1 for key in RECALLS)
-    assert any(result["metrics"][key] > 0 for key in RECALLS)
     assert (result["images"], result["captions"]) == (24, 48)
+    assert RECALLS <= result["metrics"].keys() and any(result["metrics"][key] > 0 for key in RECALLS)
     for key in RECALLS:
         low, high = result["interval_95"][key]
-        assert low <= result["metrics"][key] <= high
+        assert 0 <= low <= result["metrics"][key] <= high <= 1
+
+
+def test_json_that_cannot_be_written_is_named(world, photo, capsys):
+    path = photo / "result.json"  # below a file
+    assert world.eval(photo, "--json", path) == 1
+    assert str(path) in capsys.readouterr().err
 
 
 # Retrieval
 
 
-def retrieve(world, capsys, *flags):
-    """(result, standard output) of a retrieval."""
-    path = world.run.parent / "result.json"
-    assert world.eval("--csv", world.csv, "--json", path, *flags) == 0
-    return json.loads(path.read_text()), capsys.readouterr().out
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_retrieval_equals_metrics_called_by_hand(world, capsys, held_out):
-    """Catches a table over other images or captions than it says."""
-    names = {path.name for path in world.images.iterdir()}
-    result, _ = retrieve(world, capsys, *["--held-out"] * held_out)
-    features = world.features(only=names - world.trained_on if held_out else names)
+@pytest.mark.parametrize("flags", [[], ["--held-out"]], ids=["all", "held out"])
+def test_retrieval_equals_metrics_called_by_hand(world, flags, capsys):
+    result = world.json("--csv", world.csv, *flags)
+    features = world.features(world.held_out if flags else world.names)
     expected = metrics.retrieval(world.model.predict(features.image), features.text, features.image_of)
     assert result["metrics"] == pytest.approx(expected)
-    assert result["images"] == len(features.image) and result["captions"] == len(features.text)
-
-
-def test_held_out_leaves_out_the_images_that_were_trained_on(world, capsys):
-    """Catches a flattering number: without the flag a note has to say so, with it none of them may be counted."""
-    everything, out = retrieve(world, capsys)
-    assert f"{len(world.trained_on)} of these 24 images were trained on" in out
-    held_out, out = retrieve(world, capsys, "--held-out")
-    assert held_out["images"] == 24 - len(world.trained_on) > 1 and "were trained on" not in out
-    assert everything["images"] == 24
+    assert (result["images"], result["captions"]) == (len(features.image), len(features.text))
+    note = f"{len(world.trained_on)} of these 24 images were trained on"
+    assert (note in capsys.readouterr().out) == (not flags)
 
 
 def test_held_out_with_nothing_left_is_an_error(world, tmp_path, capsys):
-    """Catches recalls of an empty set."""
-    with open(tmp_path / "seen.csv", "w", newline="") as file:
-        csv.writer(file).writerows(
-            [("image_name", "comment"), *((name, "seen") for name in world.trained_on)]
-        )
-    assert world.eval("--csv", tmp_path / "seen.csv", "--held-out") == 1
+    seen = write_csv(tmp_path / "seen.csv", [(name, "seen") for name in world.trained_on])
+    assert world.eval("--csv", seen, "--held-out") == 1
     assert "seen.csv" in capsys.readouterr().err
 
 
 def test_retrieval_table_shows_chance_and_baselines_that_know_nothing(world, capsys):
-    """Catches a baseline row that leaks: a constant prediction must not beat chance, nor an untrained predictor a trained one."""
-    result, out = retrieve(world, capsys)
-    rows = result["rows"]
-    assert (
-        list(rows)[:3] == ["chance", "untrained predictor", "mean caption"]
-        and rows["this model"] == result["metrics"]
-    )
+    result = world.json("--csv", world.csv)
+    rows, out = result["rows"], capsys.readouterr().out
+    assert list(rows)[:3] == ["chance", "untrained predictor", "mean caption"]
+    assert rows["this model"] == result["metrics"] and "95 %" in out
     assert rows["mean caption"]["image_retrieval_recall@1"] <= rows["chance"]["image_retrieval_recall@1"]
-    assert (
-        rows["untrained predictor"]["text_retrieval_recall@1"]
-        < 0.25
-        < rows["this model"]["text_retrieval_recall@1"]
+    untrained, trained = (
+        rows[name]["text_retrieval_recall@1"] for name in ("untrained predictor", "this model")
     )
-    assert all(any(line.startswith(name) for line in out.splitlines()) for name in rows) and "95 %" in out
+    assert untrained < 0.25 < trained
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in rows)
 
 
-def test_hub_correction_adds_a_row_and_leaves_the_plain_one(world, capsys):
-    """Catches a correction that slips into the plain numbers, or banks taken from the images that are evaluated."""
-    plain, _ = retrieve(world, capsys, "--held-out")
-    corrected, out = retrieve(world, capsys, "--held-out", "--hub-correction")
-    added = corrected["rows"].keys() - plain["rows"].keys()
-    assert len(added) == 1 and "hub" in out
-    assert {name: row for name, row in corrected["rows"].items() if name not in added} == plain["rows"]
-    assert corrected["metrics"] == plain["metrics"]
-    names = {path.name for path in world.images.iterdir()}
-    mine, bank = world.features(only=names - world.trained_on), world.features(only=world.trained_on)
-    expected = metrics.retrieval(
-        world.model.predict(mine.image),
-        mine.text,
-        mine.image_of,
-        image_bank=world.model.predict(bank.image),
-        text_bank=bank.text,
-    )
-    assert corrected["rows"][added.pop()] == pytest.approx(expected)
+def test_hub_correction_adds_a_row_and_leaves_the_others(world):
+    plain = world.json("--csv", world.csv, "--held-out")
+    corrected = world.json("--csv", world.csv, "--held-out", "--hub-correction")
+    row = corrected["rows"].pop("this model, hub-corrected")
+    assert corrected == plain
+    mine, bank = world.features(world.held_out), world.features(world.trained_on)
+    banks = dict(image_bank=world.model.predict(bank.image), text_bank=bank.text)
+    predicted = world.model.predict(mine.image)
+    assert row == pytest.approx(metrics.retrieval(predicted, mine.text, mine.image_of, **banks))
 
 
-def test_csv_with_a_missing_image_names_it(world, tmp_path, capsys):
-    """Catches a table over fewer images than the file names; --skip-bad says that it leaves one out."""
-    shutil.copy(world.csv, tmp_path / "more.csv")
-    with open(tmp_path / "more.csv", "a") as file:
-        file.write("gone.jpg,not there\r\n")
-    assert world.eval("--csv", tmp_path / "more.csv") == 1
-    assert "gone.jpg" in capsys.readouterr().err
-    assert world.eval("--csv", tmp_path / "more.csv", "--skip-bad") == 0
-    out = capsys.readouterr().out
-    assert "gone.jpg" in out and "24 images, 48 captions" in out
+@pytest.mark.parametrize("flag", ["--held-out", "--hub-correction"])
+def test_shared_model_refuses_what_needs_its_training_images(world, shared, capsys, flag):
+    csv = ["--csv", world.csv, "--images", world.images]
+    assert world.eval(*csv, flag, run=shared) == 1
+    assert "does not name the images it was trained on" in capsys.readouterr().err
+
+
+def test_shared_model_asks_for_the_folder_of_images(world, shared, capsys):
+    assert world.eval("--csv", world.csv, run=shared) == 1
+    assert "--images" in capsys.readouterr().err
+    assert world.eval("--csv", world.csv, "--images", world.images, run=shared) == 0
+    assert "does not name its training images" in capsys.readouterr().out
+
+
+def test_bad_images_are_named_and_skipped_when_asked(world, tmp_path, capsys, caplog):
+    folder = shutil.copytree(world.images, tmp_path / "images")
+    (folder / "cut.jpg").write_bytes((folder / "red-line.jpg").read_bytes()[:-200])
+    text = world.csv.read_text() + "cut.jpg,cut short\ngone.jpg,not there\n"
+    (tmp_path / "more.csv").write_text(text)
+    flags = ["--csv", tmp_path / "more.csv", "--images", folder]
+    assert world.eval(*flags) == 1
+    assert "line 51: gone.jpg" in capsys.readouterr().err
+    assert world.eval(*flags, "--skip-bad") == 0
+    assert "gone.jpg" in caplog.text and "cut.jpg" in caplog.text
+    assert "24 images, 48 captions" in capsys.readouterr().out
 
 
 # Classification
 
 
-@pytest.mark.parametrize("flag, templates", [(None, TEMPLATES), ("--no-templates", PLAIN)])
-def test_classes_give_the_accuracies_worked_out_by_hand(world, classes, tmp_path, capsys, flag, templates):
-    """Catches folders and labels in different order, underscores left in names, templates that are not used."""
-    assert world.eval("--classes", classes, *[flag] * bool(flag), "--json", tmp_path / "result.json") == 0
-    result = json.loads((tmp_path / "result.json").read_text())
-    folders = sorted(os.listdir(classes))
-    labels = [folder.replace("_", " ") for folder in folders]
-    scores = ask(
-        world,
-        [classes / folder / f"{shape}.jpg" for folder in folders for shape in SHAPES],
-        labels,
-        templates,
-    )
-    accuracy = sum(
-        max(range(6), key=row.__getitem__) == i // len(SHAPES) for i, row in enumerate(scores)
-    ) / len(scores)
-    assert result["task"] == "zeroshot_classification" and result["metrics"].keys() >= {
-        "acc1",
-        "acc5",
-        "mean_per_class_recall",
-    }
-    assert result["metrics"]["acc1"] == pytest.approx(accuracy) and result["metrics"][
-        "mean_per_class_recall"
-    ] == pytest.approx(accuracy)
-    assert accuracy > 1 / 6 and result["metrics"]["acc5"] >= accuracy
-    assert f"{100 * accuracy:.1f} %" in capsys.readouterr().out
-
-
-def test_classes_write_a_confusion_matrix(world, classes):
-    """Catches a picture that is announced and not there."""
+@pytest.mark.parametrize("flags, templates", [([], TEMPLATES), (["--no-templates"], PLAIN)])
+def test_classes_give_the_accuracies_worked_out_by_hand(world, classes, capsys, flags, templates):
     (world.run / "confusion.png").unlink(missing_ok=True)
-    assert world.eval("--classes", classes) == 0
+    result = world.json("--classes", classes, *flags)
+    folders = sorted(os.listdir(classes))
+    images = [classes / folder / f"{shape}.jpg" for folder in folders for shape in SHAPES]
+    scores = torch.tensor(world.ask(images, [folder.replace("_", " ") for folder in folders], templates))
+    truth = torch.arange(6).repeat_interleave(len(SHAPES))
+    accuracy = (scores.argmax(1) == truth).float().mean().item()
+    assert result["task"] == "zeroshot_classification" and 1 / 6 < accuracy <= result["metrics"]["acc5"]
+    assert result["metrics"]["acc1"] == pytest.approx(accuracy)
+    assert result["metrics"]["mean_per_class_recall"] == pytest.approx(accuracy)  # as many images per class
+    assert f"{100 * accuracy:.1f} %" in capsys.readouterr().out
     with Image.open(world.run / "confusion.png") as image:
         assert image.format == "PNG" and min(image.size) > 200
 
 
-def test_classnames_rename_the_folders(world, classes, tmp_path, capsys):
-    """Catches names given to the wrong folders: WordNet ids in place of words are the usual case."""
-    plain, named = tmp_path / "a.json", tmp_path / "b.json"
-    shutil.copytree(classes, tmp_path / "ids")
-    for i, colour in enumerate(COLOURS):  # ids in another order than the names
-        os.rename(tmp_path / "ids" / f"the_{colour}", tmp_path / "ids" / f"n{90 - i}")
-    (tmp_path / "names.txt").write_text(
-        "".join(f"n{90 - i}\tthe {colour}\n" for i, colour in enumerate(COLOURS))
-    )
-    assert world.eval("--classes", classes, "--json", plain) == 0
-    assert (
-        world.eval("--classes", tmp_path / "ids", "--classnames", tmp_path / "names.txt", "--json", named)
-        == 0
-    )
-    assert json.loads(named.read_text())["metrics"] == pytest.approx(json.loads(plain.read_text())["metrics"])
+def test_classes_skip_a_damaged_image_and_keep_the_others_in_their_class(world, classes, caplog):
+    before = world.json("--classes", classes)["metrics"]
+    (classes / "the_black" / "cut.jpg").write_bytes((classes / "the_black" / "line.jpg").read_bytes()[:-200])
+    assert world.eval("--classes", classes) == 1
+    assert world.json("--classes", classes, "--skip-bad")["metrics"] == before
+    assert "cut.jpg" in caplog.text
+
+
+def test_classnames_rename_the_folders(world, classes, tmp_path):
+    """The ids sort in another order than the names."""
+    plain = world.json("--classes", classes)["metrics"]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"n{90 - i}\tthe {color}\n" for i, color in enumerate(COLORS)))
+    for i, color in enumerate(COLORS):
+        os.rename(classes / f"the_{color}", classes / f"n{90 - i}")
+    assert world.json("--classes", classes, "--classnames", names)["metrics"] == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("folders", [[], ["one"], ["one", "two"]])
 def test_classes_without_two_folders_of_images_are_an_error(world, tmp_path, capsys, folders):
-    """Catches an accuracy of 100 % over one class, or a traceback over none; the message has to say what is asked for."""
     for folder in folders:
-        (tmp_path / "classes" / folder).mkdir(parents=True)
-    assert world.eval("--classes", tmp_path / "classes") == 1
+        (tmp_path / folder).mkdir()
+    assert world.eval("--classes", tmp_path) == 1
     err = capsys.readouterr().err
-    assert str(tmp_path / "classes") in err and "image" in err
-
-
-def test_eval_takes_towers_from_the_checkpoint(world, photo, capsys):
-    """Catches an eval that asks for --vision again and answers with another tower."""
-    assert not hasattr(eval.parse([]), "vision") and world.model.vision.name == "efficientnet-lite0"
-    assert world.eval(photo, "--labels", "a", "b", "--json") == 0
-    (expected,) = ask(world, [photo], ["a", "b"])
-    assert list(json.loads(capsys.readouterr().out)[0]["scores"].values()) == pytest.approx(
-        expected, abs=1e-5
-    )
+    assert str(tmp_path) in err and "image" in err
 
 
 def test_answer_imports_no_library_of_towers(world, photo):
-    """Catches the seconds that open_clip, timm, sentence-transformers and torchvision take to import, each longer than the answer."""
-    code = (
-        "import sys, eval\nassert eval.main(sys.argv[1:]) == 0\n"
-        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(photo), "--run", str(world.run)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("Prediction: ") and done.stderr.strip() == "[]"
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_json_on_a_full_disk_names_the_file(world, photo, tmp_path, capsys):
-    """Catches 'No space left on device' that leaves one to guess where."""
-    (tmp_path / "full.json").symlink_to("/dev/full")
-    assert world.eval(photo, "--json", tmp_path / "full.json") == 1
-    assert f"No space left on device, writing {tmp_path}/full.json" in capsys.readouterr().err
+    """Each takes longer to import than the answer."""
+    code = f"import sys, eval\neval.main(sys.argv[1:])\nprint(*{HEAVY} & sys.modules.keys(), file=sys.stderr)"
+    command = [sys.executable, "-c", code, str(photo), "--run", str(world.run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Prediction: ") and done.stderr == "\n"
