@@ -370,7 +370,7 @@ def main(argv=None):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return 0 if stop[:1] == [signal.SIGTERM] else code
+    return 0 if code == 130 and stop[:1] == [signal.SIGTERM] else code
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
         return _text_rows(store, texts, text, quiet)
 
 
-def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, workers=None, at_once=512):
+def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, workers=None, at_once=128):
     """Yield an Encoded for each image file, in order, from the cache where it holds the content. The rows of
     `at_once` files are stored before the first of them is yielded, so a killed run repeats little."""
     with opened(cache) as store:

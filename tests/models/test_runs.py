@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models import runs
 from tests.conftest import ROOT
@@ -74,6 +76,36 @@ def test_truncated_file_is_named(run, name, cut):
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match=str(path)):
         runs.load_model(run) if name == runs.WEIGHTS else runs.load_last(run)
+
+
+@pytest.mark.parametrize("name", [runs.WEIGHTS, runs.LAST])
+def test_changed_byte_in_a_parameter_is_noticed(run, tensors, name):
+    content = bytearray((run / name).read_bytes())
+    content[content.find(tensors["weight"].numpy().tobytes()) + 40] ^= 1
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{run / name}.*checksum"):
+        runs.load_model(run) if name == runs.WEIGHTS else runs.load_last(run)
+
+
+GARBAGE = [b"hello" * 50, bytes(5000), b"PK\x03\x04" + bytes(5000), pickle.dumps(dict(weight=1)), b"\x80"]
+
+
+@pytest.mark.parametrize("name", [runs.WEIGHTS, runs.CONFIG, runs.LAST])
+@pytest.mark.parametrize("content", GARBAGE, ids=["text", "zeros", "zip", "pickle", "byte"])
+def test_garbage_is_refused_by_name(run, name, content):
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=str(run / name)):
+        runs.load_last(run) if name == runs.LAST else runs.load_model(run)
+
+
+def test_weights_and_configuration_of_another_program_are_refused(run, tensors):
+    save_file(tensors, run / runs.WEIGHTS)
+    with pytest.raises(ValueError, match=str(run / runs.WEIGHTS)):
+        runs.load_model(run)
+    for change in (dict(format="vl-jepa 99"), dict(towers=dict(vision={})), dict(predictor=[])):
+        (run / runs.CONFIG).write_text(json.dumps(dict(format=runs.FORMAT) | CONFIG | change))
+        with pytest.raises(ValueError, match=str(run / runs.CONFIG)):
+            runs.load_config(run)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ def test_encode_image_turns_photos_upright(model, tmp_path):
     assert not torch.allclose(rows[0], model.encode_image(image)[0], atol=1e-3)
 
 
+def test_both_verbs_give_unit_rows_without_gradients(model, images):
+    rows = torch.cat([model.encode_image(images), model.encode_text(LABELS), model.encode_text("one")])
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(7))
+    assert not rows.requires_grad and not any(p.requires_grad for p in model.parameters())
+    assert not model.predictor.training
+
+
 def test_classify_is_the_cosine_with_each_label(model, tiny_run):
     image = tiny_run.images / "red-line.jpg"  # trained on
     scores = model.classify(image, LABELS)
@@ -124,6 +132,34 @@ def test_save_pretrained_round_trip_is_exact_and_writes_a_card(model, images, tm
         assert fact in card
 
 
+def test_card_has_the_results_it_is_given(model):
+    ways = ("text_retrieval", "image_retrieval")
+    values = {f"{way}_recall@{k}": (i * 30 + k) / 100 for i, way in enumerate(ways) for k in (1, 5, 10)}
+    intervals = {key: (value - 0.01, value + 0.01) for key, value in values.items()}
+    results = dict(dataset="dev", images=7, captions=35, metrics=values, interval_95=intervals)
+    card = model.generate_model_card(results).text
+    assert "| image to text | 1.0 (0.0 to 2.0) | 5.0 (4.0 to 6.0) | 10.0 (9.0 to 11.0) |" in card
+    assert "| text to image | 31.0 (30.0 to 32.0) |" in card
+    assert "7 images and 35 captions of dev" in card
+
+
+def test_push_uploads_the_two_public_files_and_the_card(model, monkeypatch):
+    from huggingface_hub import hub_mixin
+
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, **_):
+            return sorted(path.name for path in folder_path.iterdir())
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    assert model.push_to_hub("me/shapes") == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_saving_over_another_model_replaces_its_card(model, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "README.md").write_text("another model")
@@ -137,6 +173,15 @@ def test_identity_changes_with_a_weight(model, tiny_run):
     changed = VLJEPA.load(tiny_run.folder)
     next(changed.predictor.parameters())[0, 0] += 1
     assert changed.identity != model.identity
+
+
+@pytest.mark.parametrize("change", [dict(hidden_dim=17), dict(text_dim=100), dict(depth=3)], ids=str)
+def test_sizes_that_do_not_fit_the_weights_are_refused(change, copied):
+    config = json.loads((copied / runs.CONFIG).read_text())
+    config["predictor"] |= change
+    (copied / runs.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=str(copied / runs.WEIGHTS)):
+        VLJEPA.load(copied)
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
