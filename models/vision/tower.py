@@ -1,5 +1,4 @@
-"""What an image tower is: the contract that every family of towers fulfils and the rest of the project relies
-on."""
+"""The contract of an image tower, which every family fulfils. The project relies on nothing else."""
 
 from functools import cached_property
 
@@ -21,12 +20,16 @@ class Tower:
     run whose features are cached never builds it. What a tower cannot do raises ValueError with the tower's
     name and the way out.
 
-    name         as typed after --vision public_name  the name without local paths, for a checkpoint;
-    VisionEncoder(device, public_name, path=...) finds the tower again path         weights file, or model
-    folder sha256       of the weights key          text of everything the features depend on: architecture,
-    preprocessing, weights, precision dim          width of a row places_dim   width of the features of a
-    place, 0 for a tower without places pixel_spec   dict with size, mean, std, resize and, where needed,
-    scale, interpolation, margin (see pixels.py)"""
+    name: as typed after --vision.
+    public_name: the name without local paths, which a model stores. With it, `VisionEncoder(device,
+        public_name, path=...)` finds the tower again.
+    path: the weights file, or the model's folder.
+    sha256: of the weights.
+    key: text of all that the features depend on, which is architecture, preprocessing, weights and precision.
+    dim: width of a row.
+    places_dim: width of the features of a place, 0 for a tower without places.
+    pixel_spec: dict with size, mean, std, resize and, where needed, scale, interpolation, margin (pixels.py).
+    """
 
     clip_frames = 1  # frames that one input of the tower holds
     has_text = False

@@ -35,8 +35,8 @@ def read_weights(path, prefix=""):
         SafetensorError,
     ) as error:
         raise ValueError(
-            f"{path}: not a safetensors file or plain state dict ({type(error).__name__}); a "
-            "TorchScript archive, such as OpenAI's own ViT-B-16.pt has to be saved as safetensors first"
+            f"{path}: not a safetensors file or plain state dict ({type(error).__name__}); a TorchScript "
+            "archive, such as OpenAI's own ViT-B-16.pt, has to be saved as safetensors first"
         ) from error
 
 

@@ -1,5 +1,4 @@
-"""models/onednn.py: the fast layers equal torch's, and give way to them where an operator is missing or
-wrong."""
+"""models/onednn.py: the fast layers equal torch's, which run where an operator is missing or wrong."""
 
 import logging
 

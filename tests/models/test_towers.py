@@ -1,7 +1,7 @@
-"""Every family of image towers through the contract of models/vision/tower.py, against its own library's
-forward pass."""
+"""Every family of image towers through the contract of models/vision/tower.py and against its own library."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models.vision import FAMILIES, VISION_ENCODERS, VisionEncoder
 from models.vision.hf_tower import FAMILIES as HF_FAMILIES
-from tests.conftest import picture
+from tests.conftest import ROOT, picture
 
 TIMM = ("test_vit", "test_resnet", "test_convnext")
 IMAGES = [(90, 70), (64, 200)]
@@ -37,41 +37,35 @@ def save_timm(name, folder):
     return folder / f"{name}.safetensors"
 
 
+CONFIGS = dict(vit="ViT", dinov2="Dinov2", siglip_vision_model="SiglipVision", convnext="ConvNext")
+PROCESSOR = dict(
+    image_processor_type="CLIPImageProcessor",
+    **dict.fromkeys(["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"], True),
+    size=dict(shortest_edge=36),
+    crop_size=dict(height=32, width=32),
+    resample=3,
+    rescale_factor=1 / 255,
+    image_mean=[0.5, 0.4, 0.3],
+    image_std=[0.2, 0.3, 0.4],
+)
+
+
 def save_hf(kind, folder):
     """A folder with the random weights of a tiny model of transformers."""
     import transformers
 
     torch.manual_seed(0)
     if kind == "clip":
-        vision = TINY | dict(projection_dim=16)
-        config = transformers.CLIPConfig(
-            vision_config=vision, text_config=dict(TINY, vocab_size=99), projection_dim=16
-        )
+        options = dict(text_config=dict(TINY, vocab_size=99), projection_dim=16)
+        config = transformers.CLIPConfig(vision_config=TINY | dict(projection_dim=16), **options)
         model = transformers.CLIPModel(config)
     else:
-        prefix = dict(vit="ViT", dinov2="Dinov2", siglip_vision_model="SiglipVision", convnext="ConvNext")[
-            kind
-        ]
-        options = (
-            dict(num_channels=3, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
-            if kind == "convnext"
-            else TINY
-        )
-        config = getattr(transformers, f"{prefix}Config")(**options)
-        model = getattr(transformers, f"{prefix}Model")(config)
+        stages = dict(num_channels=3, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
+        options = stages if kind == "convnext" else TINY
+        config = getattr(transformers, f"{CONFIGS[kind]}Config")(**options)
+        model = getattr(transformers, f"{CONFIGS[kind]}Model")(config)
     model.save_pretrained(folder)
-    processor = dict(
-        do_resize=True, do_center_crop=True, do_rescale=True, do_normalize=True, do_convert_rgb=True
-    )
-    processor |= dict(
-        rescale_factor=1 / 255, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], resample=3
-    )
-    processor |= dict(
-        size=dict(shortest_edge=36),
-        crop_size=dict(height=32, width=32),
-        image_processor_type="CLIPImageProcessor",
-    )
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return folder
 
 
@@ -110,14 +104,36 @@ def test_every_family_is_tested():
     assert families == set(FAMILIES) and {"efficientnet-lite0", "clip-vit-b-16"} <= VISION_ENCODERS.keys()
 
 
+def test_making_a_tower_builds_no_network_and_keys_differ(tower_names):
+    towers = [VisionEncoder("cpu", tower_names[label]) for label in LABELS]
+    assert not any(
+        "network" in vars(part) or "fast" in vars(part) for tower in towers for part in tower.parts
+    )
+    assert len({tower.key for tower in towers}) == len(LABELS)
+
+
+def test_networks_are_frozen_and_rows_can_enter_training(tower):
+    for part in tower.parts:
+        assert not any(p.requires_grad for p in part.network.parameters())
+        assert not any(module.training for module in part.network.modules())
+    rows = tower.encode(pixels_of(tower))
+    assert not rows.requires_grad and not rows.is_inference()
+    head = torch.nn.Linear(tower.dim, 2)
+    head(rows).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
 def test_tower_keeps_the_contract(tower):
     pixels = pixels_of(tower)
+    for part, x in zip(tower.parts, tower.split(pixels)):
+        assert torch.equal(x, pixels_of(part))
     assert pixels.shape[1:] == torch.Size(tower.pixels_shape) and pixels.dtype == torch.float32
     rows = tower.encode(pixels)
-    assert rows.shape == (2, tower.dim) and rows.dtype == torch.float32 and not rows.requires_grad
+    assert rows.shape == (2, tower.dim) and rows.dtype == torch.float32
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
     assert not torch.allclose(rows[0], rows[1], atol=1e-4)
     torch.testing.assert_close(tower.encode(pixels[1:]), rows[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tower.encode(pixels.flip(0)), rows.flip(0), rtol=1e-4, atol=1e-5)
     assert tower.encode(pixels[:0]).shape == (0, tower.dim)
     parts = [part.encode(x) for part, x in zip(tower.parts, tower.split(pixels))]
     torch.testing.assert_close(tower.join(parts), rows)
@@ -241,3 +257,25 @@ def test_timm_weights_of_another_model_are_refused(tower_names):
     tower = VisionEncoder("cpu", f"timm:test_vit@{file}")
     with pytest.raises(ValueError, match="test_resnet.safetensors.*test_vit"):
         tower.encode(torch.zeros(1, *tower.pixels_shape))
+
+
+def test_family_of_the_docs_works_as_written(tmp_path, monkeypatch):
+    import torchvision
+
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "towers.md").read_text("utf-8"), re.M | re.S
+    )
+    model = torchvision.models.resnet18().eval()
+    save_file(model.state_dict(), tmp_path / "resnet18.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FAMILIES, "torchvision", None)  # so that the row is removed afterwards
+    names = {}
+    exec(block, names)  # noqa: S102
+    tower = names["vision"]
+    pixels = pixels_of(tower)
+    model.fc = torch.nn.Identity()
+    with torch.no_grad():
+        expected = F.normalize(model(pixels), dim=-1)
+    torch.testing.assert_close(tower.encode(pixels), expected, rtol=1e-4, atol=1e-5)
+    again = VisionEncoder("cpu", tower.public_name, path=tower.path)
+    assert again.key == tower.key
