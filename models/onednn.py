@@ -7,7 +7,7 @@ file that touches them.
     y = conv2d(x, weight, bias, stride=2, relu6=True)
 
 Each operator is probed once per dtype against torch's public layer. Where it is missing, changed or wrong,
-the public layer runs instead, which is said once through `logging`. docs/kernels.md has what each kernel
+the public layer runs instead, which is said once through `logging`. docs/speed.md has what each kernel
 gains, on AVX-512 and on AVX2."""
 
 import logging

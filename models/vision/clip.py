@@ -1,5 +1,5 @@
 """CLIP's vision transformer (Radford et al. 2021; ViT of Dosovitskiy et al. 2020) from its weights alone:
-importing open_clip takes longer than importing torch, and its products are slower on a CPU (docs/kernels.md).
+importing open_clip takes longer than importing torch, and its products are slower on a CPU (docs/speed.md).
 Equal to open_clip to 2e-6."""
 
 from functools import cached_property, partial

