@@ -1,12 +1,11 @@
-"""Killed at any moment of its life and started again, each of the three long jobs ends where an undisturbed
-one does, bit for bit.
+"""Each of the three long jobs, killed at any moment and started again, ends where an undisturbed one does,
+bit for bit.
 
-    python -m pytest tests/robustness/test_kill.py -m slow -s        twenty moments each, and the table
+    python -m pytest tests/robustness/test_kill.py -m slow -s        twenty moments each
 
-Starting Python and torch takes seconds, so a warm process, which is this file run as a script, forks a child
-per job. Half of the moments are calls of a function (Python's or C's), drawn from all that an undisturbed
-child makes; they fall between a write and its flush as well as into an import. The other half are times,
-which also fall inside a call, such as SQLite's commit."""
+Starting Python and torch takes seconds, so this file, run as a script, stays warm and forks a child per job.
+Half of the moments are calls of a function (Python's or C's), drawn from all that an undisturbed child makes.
+The other half are times, which also fall inside a call, such as SQLite's commit."""
 
 import json
 import os
@@ -25,26 +24,26 @@ import pytest
 import torch
 
 from models import runs
-from tests.conftest import Archive, Letters, Pixels, make_archive
+from tests.conftest import ROOT, Archive, Letters, Pixels, make_archive
 from tests.conftest import encode as encode_tiny
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="forks, and waits for a signal with a time limit"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and waits for signals")
+PRELOADED = "train eval apps.search.__main__ models.vljepa timm sentence_transformers matplotlib.figure"
+PRELOADED += " torchvision.transforms PIL.JpegImagePlugin filelock"
+RECIPE = "--vision efficientnet-lite0 --hidden 16 --batch-size 4 --encode-batch 4 --epochs 4 --loss info_nce"
+RECIPE += " --dropout 0.5 --standardise --val-fraction 0.25 --resume"
+NEVER = -1  # a call number that counts the calls and sends no signal
 
 
 def encode(folder):
-    archive = Archive(folder / "archive" / "captions.csv", folder / "archive" / "images", [])
+    archive = Archive(folder / "archive/captions.csv", folder / "archive/images", [])
     features = encode_tiny(archive, Pixels(), Letters(), folder / "features.sqlite", batch_size=2)
     torch.save(features[:3], folder / "features.pt")
     return 0
 
 
 def flags_of(folder, run):
-    paths = dict(
-        csv=folder / "archive" / "captions.csv", images=folder / "archive" / "images", run=folder / run
-    )
+    paths = dict(csv=folder / "archive/captions.csv", images=folder / "archive/images", run=folder / run)
     paths |= dict(cache=folder / "features.sqlite", device="cpu")
     return [*(f"--{name}={path}" for name, path in paths.items()), "--quiet"]
 
@@ -52,26 +51,17 @@ def flags_of(folder, run):
 def training(folder):
     import train
 
-    recipe = (
-        "--vision efficientnet-lite0 --hidden 16 --batch-size 4 --encode-batch 4 --epochs 4 --loss info_nce"
-    )
-    recipe += " --dropout 0.5 --standardise --val-fraction 0.25 --resume"
-    return train.main([*flags_of(folder, "run"), *recipe.split()])
+    return train.main([*flags_of(folder, "run"), *RECIPE.split()])
 
 
 def index(folder):
     from apps.search.__main__ import main
 
-    paths = [
-        "--index",
-        folder / "search.sqlite",
-        "--run",
-        folder / "trained",
-        "--cache",
-        folder / "features.sqlite",
-    ]
-    options = ["--device", "cpu", "--quiet", "--batch-size", "2"]
-    return main(["index", *map(str, [folder / "archive" / "images", *paths]), *options])
+    paths = dict(index=folder / "search.sqlite", run=folder / "trained", cache=folder / "features.sqlite")
+    flags = [f"--{name}={path}" for name, path in paths.items()]
+    return main(
+        ["index", str(folder / "archive/images"), *flags, "--device=cpu", "--quiet", "--batch-size=2"]
+    )
 
 
 def asking(folder):
@@ -81,23 +71,23 @@ def asking(folder):
 
 
 def child(job):
-    """Run one job with its output in FOLDER/said, and send this process a signal at call number `call`."""
-    folder, calls, at, seen = Path(job["folder"]), 0, job["call"], []
+    """Run one job with its output in FOLDER/printed, and send this process a signal at call number `call`."""
+    folder, calls, seen = Path(job["folder"]), 0, []
 
     def count(frame, event, arg):
         nonlocal calls
         if event in ("call", "c_call"):
             calls += 1
-            if calls == at:
+            if calls == job["call"]:
                 seen.append(time.process_time())
                 os.kill(os.getpid(), job["signal"])
 
-    with open(folder / "said", "w") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    with open(folder / "printed", "w") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     try:
-        sys.setprofile(count)
+        sys.setprofile(count if job["call"] else None)
         code = globals()[job["name"]](folder)
     except BaseException:
         traceback.print_exc()
@@ -111,8 +101,8 @@ def child(job):
 
 
 def serve(preload):
-    """A job a line on stdin, its exit code (minus the signal's number) and seconds a line on stdout. Nothing
-    here may start a thread: a forked child has none of them, but all of their locks."""
+    """Read one job per line from stdin, and print one line each: its exit code (minus the signal's number)
+    and its seconds. Nothing here may start a thread: a forked child has its locks without the thread."""
     for module in preload:
         __import__(module)
     torch.set_num_threads(1)
@@ -133,41 +123,29 @@ def serve(preload):
 class Warm:
     """The process that forks."""
 
-    def __init__(self, *preload):
-        path = str(ROOT)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *preload],
-            env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self):
+        argv = [sys.executable, __file__, *PRELOADED.split()]
+        env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(argv, env=env, cwd=ROOT, **pipes)
         assert self.process.stdout.readline() == "ready\n"
 
     def __call__(self, name, folder, call=0, after=0.0, number=signal.SIGKILL):
         """(exit code, seconds) of a job; `call` and `after` say when it is sent a signal."""
-        self.process.stdin.write(
-            json.dumps(dict(name=name, folder=str(folder), call=call, after=after, signal=number)) + "\n"
-        )
-        self.process.stdin.flush()
+        job = dict(name=name, folder=str(folder), call=call, after=after, signal=number)
+        print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
+
+    def succeeds(self, name, folder, **moment):
+        """The seconds of a job that must end with 0."""
+        code, seconds = self(name, folder, **moment)
+        assert code == 0, (folder / "printed").read_text()
+        return seconds
 
 
 @pytest.fixture(scope="module")
 def warm():
-    server = Warm(
-        "train",
-        "eval",
-        "apps.search.__main__",
-        "models.vljepa",
-        "timm",
-        "sentence_transformers",
-        "matplotlib.figure",
-        "torchvision.transforms",
-        "PIL.JpegImagePlugin",
-        "filelock",
-    )
+    server = Warm()
     yield server
     server.process.stdin.close()
     server.process.wait(60)
@@ -183,18 +161,16 @@ def undisturbed(warm, tmp_path_factory):
         make_archive(folder / "archive", count=12)
         if name != "training":
             shutil.copytree(found["training"][0] / "run", folder / "trained")
-        code, seconds = warm(name, folder)
-        assert code == 0, (folder / "said").read_text()
+        seconds = warm.succeeds(name, folder, call=NEVER)
         found[name] = folder, json.loads((folder / "life").read_text())[0], seconds
     return found
 
 
-def fresh(name, undisturbed, tmp_path):
-    """A folder in which the job was never run."""
-    folder = tmp_path / name
-    shutil.copytree(undisturbed[name][0] / "archive", folder / "archive")
-    if name != "training":
-        shutil.copytree(undisturbed["training"][0] / "run", folder / "trained")
+def fresh(name, undisturbed, folder):
+    """`folder`, with all that a job needs and nothing that it makes."""
+    for part in ("archive", "trained"):
+        if (undisturbed[name][0] / part).exists():
+            shutil.copytree(undisturbed[name][0] / part, folder / part)
     return folder
 
 
@@ -207,25 +183,22 @@ def rows(path, query):
 def result(name, folder):
     """All that the job is for, as something that compares bit for bit."""
     if name == "index":
-        return rows(
-            folder / "search.sqlite", "SELECT path, digest, row, sketch FROM images ORDER BY id"
-        ) + rows(folder / "search.sqlite", "SELECT value FROM meta WHERE key = 'complete'")
+        images = rows(folder / "search.sqlite", "SELECT path, digest, row, sketch FROM images ORDER BY id")
+        return images, rows(folder / "search.sqlite", "SELECT value FROM meta WHERE key = 'complete'")
     found = [rows(folder / "features.sqlite", "SELECT key, row FROM rows ORDER BY key")]
     if name == "encode":
         return found + [tensor.numpy().tobytes() for tensor in torch.load(folder / "features.pt")]
-    if name == "training":
-        tensors, facts = runs.load_last(folder / "run")
-        best, _, record = runs.load_model(folder / "run")
-        for state in (tensors, best):
-            found.append({name: value.numpy().tobytes() for name, value in state.items() if name != "rng"})
-        found.append([facts["epoch"], facts["step"], facts["best"], record["epoch"]])
-        log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-        found.append([{k: v for k, v in entry.items() if k != "seconds"} for entry in log])
-    return found
+    tensors, facts = runs.load_last(folder / "run")
+    best, _, record = runs.load_model(folder / "run")
+    for state in (tensors, best):
+        found.append({name: value.numpy().tobytes() for name, value in state.items() if name != "rng"})
+    found.append([facts["epoch"], facts["step"], facts["best"], record["epoch"]])
+    log = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
+    return [*found, [{k: v for k, v in entry.items() if k != "seconds"} for entry in log]]
 
 
 def clean(name, folder):
-    """Nothing of a killed process lies about, and what a reader may open is whole."""
+    """Nothing of a killed process is left over."""
     if name == "training":
         files = sorted(path.name for path in (folder / "run").rglob("*") if path.is_file())
         assert files == ["config.json", "curves.png", "last.safetensors", "log.jsonl", "model.safetensors"]
@@ -244,12 +217,11 @@ def moments(count, calls, seconds, seed):
     ]
 
 
-JOBS = ["encode", "training", "index"]
-COUNTS = [3, pytest.param(20, marks=pytest.mark.slow)]
+STOPS = [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["encode", "training", "index"])
 def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
     warm, undisturbed, tmp_path, name, count
 ):
@@ -258,28 +230,21 @@ def test_job_killed_anywhere_and_started_again_equals_the_undisturbed_one(
         folder = fresh(name, undisturbed, tmp_path / str(number))
         code, _ = warm(name, folder, **moment)
         outcomes["killed" if code == -signal.SIGKILL else "was done before"] += 1
-        assert code in (0, -signal.SIGKILL), (folder / "said").read_text()
+        assert code in (0, -signal.SIGKILL), (folder / "printed").read_text()
         outcomes["left a temporary file"] += any(folder.rglob("*.tmp"))
+        runs.load_last(folder / "run")
         if (folder / "run" / runs.WEIGHTS).exists():
             runs.load_model(folder / "run")
-        if (folder / "run").exists():
-            runs.load_last(folder / "run")
-        code, _ = warm(name, folder)
-        assert code == 0, f"{moment}: {(folder / 'said').read_text()}"
+        warm.succeeds(name, folder)
         assert result(name, folder) == reference, moment
         clean(name, folder)
-    print(
-        f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal bit for bit after a restart, "
-        "nothing left over"
-    )
+    print(f"\n{name}: SIGKILL at {count} moments: {dict(outcomes)}; all equal after a restart, bit for bit")
     assert outcomes["killed"] >= count / 2
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
-)
-def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
+@pytest.mark.parametrize("number, code", STOPS, ids=["SIGTERM", "SIGINT"])
+def test_training_stopped_anywhere_saves_and_resumes_to_the_same_end(
     warm, undisturbed, tmp_path, number, code, count
 ):
     folder, calls, _ = undisturbed["training"]
@@ -289,31 +254,27 @@ def test_training_stopped_anywhere_saves_and_goes_on_to_the_same_end(
         folder = fresh("training", undisturbed, tmp_path / str(i))
         call = 100 + int((i + draw.random()) / count * calls)
         found, _ = warm("training", folder, call=call, number=number)
-        said = (folder / "said").read_text()
-        assert found in (0, code) and "Traceback" not in said, f"call {call}: {said}"
+        printed = (folder / "printed").read_text()
+        assert found in (0, code) and "Traceback" not in printed, f"call {call}: {printed}"
         slowest = max(slowest, json.loads((folder / "life").read_text())[1])
         ends = ("stopped after step", "stopped; what is encoded", "the model is that of epoch")
-        outcomes[next((end for end in ends if end in said), said)] += 1
-        assert warm("training", folder)[0] == 0, (folder / "said").read_text()
+        outcomes[next((end for end in ends if end in printed), printed)] += 1
+        warm.succeeds("training", folder)
         assert result("training", folder) == reference
         clean("training", folder)
-    print(
-        f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}; at most {slowest:.1f} s of "
-        "processor time later; all resumed"
-    )
-    assert slowest < 5
+    print(f"\ntraining: {number.name} at {count} moments: {dict(outcomes)}, {slowest:.1f} s later at most")
+    assert slowest < 5  # seconds of processor time
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_evaluation_interrupted_anywhere_exits_with_130_and_no_traceback(warm, undisturbed, tmp_path, count):
     draw, outcomes = random.Random(0), Counter()
+    first = 2000  # the calls before read the flags
     for i in range(count):
         folder = fresh("asking", undisturbed, tmp_path / str(i))
-        call = 2000 + int(
-            (i + draw.random()) / count * (undisturbed["asking"][1] - 2000)
-        )  # the first 2,000 read the flags
+        call = first + int((i + draw.random()) / count * (undisturbed["asking"][1] - first))
         code, _ = warm("asking", folder, call=call, number=signal.SIGINT)
-        assert "Traceback" not in (folder / "said").read_text(), (folder / "said").read_text()
+        assert "Traceback" not in (folder / "printed").read_text(), (folder / "printed").read_text()
         outcomes[code] += 1
     print(f"\neval.py: SIGINT at {count} moments: exit codes {dict(outcomes)}")
     assert set(outcomes) <= {0, 130} and outcomes[130]
@@ -337,31 +298,16 @@ sys.exit(train.main(sys.argv[3:]))
 def test_signal_while_torch_is_imported_stops_cleanly(tmp_path, count):
     draw = random.Random(1)
     for i in range(count):
-        number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][i % 2]
-        call = 1000 + draw.randrange(
-            200_000
-        )  # of more than twice as many up to the captions file, which is not there
-        argv = [
-            "--run",
-            tmp_path / "run",
-            "--cache",
-            tmp_path / "features.sqlite",
-            "--csv",
-            tmp_path / "none.csv",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", COLD, str(call), str(int(number)), *map(str, argv)],
-            cwd=tmp_path,
-            env=os.environ | dict(PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code and "Traceback" not in done.stderr and "stopped" in done.stderr, (
-            done.stderr
-        )
-    print(
-        f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130, no traceback"
-    )
+        number, code = STOPS[i % 2]
+        call = 1000 + draw.randrange(200_000)  # there are twice as many before the missing captions file
+        paths = dict(run=tmp_path / "run", cache=tmp_path / "cache", csv=tmp_path / "none.csv")
+        argv = [sys.executable, "-c", COLD, str(call), str(int(number))]
+        argv += [f"--{name}={path}" for name, path in paths.items()]
+        env = os.environ | dict(PYTHONPATH=str(ROOT))
+        done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        assert "stopped" in done.stderr
+    print(f"\ntrain.py: SIGTERM and SIGINT at {count} moments of its imports: exit code 0 or 130")
 
 
 if __name__ == "__main__":

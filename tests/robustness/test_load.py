@@ -12,17 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-IMAGES, CAPTIONS, DISTINCT, LIMIT = (
-    20_000,
-    100_000,
-    5_000,
-    2e9,
-)  # bytes of peak resident memory, of each process
+from tests.conftest import ROOT, write_csv
+
+IMAGES, CAPTIONS = 20_000, 100_000
+LIMIT = 2e9  # bytes of peak resident memory, of each process
 
 RUN = """
 import runpy, sys
@@ -50,30 +46,24 @@ def large(tmp_path_factory):
             os.link(photographs[i % len(photographs)], folder / "images" / name)
         except OSError:  # another file system
             shutil.copy(photographs[i % len(photographs)], folder / "images" / name)
+    captions = {}
     with open(ROOT / "caption.csv", encoding="utf-8", newline="") as file:
-        told = {}
         for row in csv.DictReader(file):
-            told.setdefault(row["image_name"], []).append(row["comment"])
-    each = CAPTIONS // IMAGES
-    with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image_name", "comment"))
-        for i, name in enumerate(names):
-            captions = told[photographs[i % len(photographs)].name]
-            # `row i of its image`: at most DISTINCT texts in all, and no image has one twice
-            writer.writerows((name, f"{captions[k % len(captions)]}, {k + 1}") for k in range(each))
+            captions.setdefault(row["image_name"], []).append(row["comment"])
+    rows = []
+    for i, name in enumerate(names):
+        own = captions[photographs[i % len(photographs)].name]
+        # The number keeps the captions of an image apart, and the distinct texts few.
+        rows += [(name, f"{own[k % len(own)]}, {k + 1}") for k in range(CAPTIONS // IMAGES)]
+    write_csv(folder / "captions.csv", rows)
     return folder
 
 
 def step(folder, module, *arguments):
     """(seconds, peak bytes, standard output) of `python -m module arguments`, run as a user would."""
     report, began = folder / "peak", time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, module, str(report), *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    argv = [sys.executable, "-c", RUN, module, str(report), *map(str, arguments)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seconds, peak = time.perf_counter() - began, int(report.read_text()) * 1024
     print(f"{module:12} {' '.join(map(str, arguments))[:60]:60} {seconds:7.1f} s {peak / 1e9:6.2f} GB")
@@ -84,26 +74,18 @@ def step(folder, module, *arguments):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
 def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_gigabytes(large):
     print()
-    data = [
-        "--csv",
-        large / "captions.csv",
-        "--images",
-        large / "images",
-        "--cache",
-        large / "features.sqlite",
-        "--run",
-        large / "run",
-    ]
-    index = ["--index", large / "search.sqlite", "--run", large / "run"]
-    cached = [*index, "--cache", large / "features.sqlite", "--quiet"]
-    model = ["--vision", "efficientnet-lite0-stages", "--device", "cpu", "--quiet"]
+    cache, model = ["--cache", large / "features.sqlite", "--quiet"], ["--run", large / "run"]
+    data = ["--csv", large / "captions.csv", "--images", large / "images", "--device", "cpu", *cache, *model]
+    training = [*data, "--vision", "efficientnet-lite0-stages", "--recipe", "retrieval"]
+    search = ["--index", large / "search.sqlite", *model]
+    indexing = ("apps.search.__main__", "index", large / "images", *search, *cache)
     steps = [
-        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 2),
-        ("train", *data, *model, "--recipe", "retrieval", "--epochs", 3, "--resume"),  # with a warm cache
-        ("eval", *data, "--held-out", "--device", "cpu", "--quiet"),
-        ("apps.search.__main__", "index", large / "images", *cached),
-        ("apps.search.__main__", "index", large / "images", *cached),  # nothing new
-        ("apps.search.__main__", "find", "two persons at a table", *index),
+        ("train", *training, "--epochs", 2),
+        ("train", *training, "--epochs", 3, "--resume"),  # with a warm cache
+        ("eval", *data, "--held-out"),
+        indexing,
+        indexing,  # nothing new
+        ("apps.search.__main__", "find", "two persons at a table", *search),
     ]
     seen = [step(large, *arguments) for arguments in steps]
     assert f"{IMAGES:,} images" in seen[3][2] and "0 new" in seen[4][2]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import eval
 import train
@@ -19,7 +20,7 @@ from tests.conftest import Letters, Pixels, make_archive
 from tests.conftest import encode as run
 
 BIG = 10**12
-UP = "members.0.up.weight"
+UP, MOMENT = "members.0.up.weight", "optimiser.0.exp_avg"
 
 
 @pytest.fixture
@@ -46,8 +47,19 @@ def refused(capsys, code, words, program):
     assert code == 1 and err.startswith(program) and "Traceback" not in err and str(words) in err, err
 
 
-def ask(folder, image):
-    return eval.main([str(image), "--run", str(folder), "--device", "cpu", "--quiet"])
+def ask(folder):
+    """eval.py's exit code over an image that is never reached."""
+    return eval.main(["none.jpg", "--run", str(folder), "--device", "cpu", "--quiet"])
+
+
+def resume(folder):
+    return train.main(["--resume", "--run", str(folder), *"--epochs 20 --quiet --device cpu".split()])
+
+
+def edit_config(folder, edit):
+    config = json.loads((folder / runs.CONFIG).read_text())
+    edit(config)
+    (folder / runs.CONFIG).write_text(json.dumps(config))
 
 
 CONFIGS = {
@@ -68,17 +80,15 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("edit", CONFIGS.values(), ids=CONFIGS)
-def test_config_of_a_stranger_is_refused_by_name(folder, tiny_run, capsys, edit):
-    config = json.loads((folder / runs.CONFIG).read_text())
-    edit(config)
-    (folder / runs.CONFIG).write_text(json.dumps(config))
-    refused(capsys, ask(folder, tiny_run.images / tiny_run.names[0]), folder, "eval.py: ")
+def test_config_of_a_stranger_is_refused_by_name(folder, capsys, edit):
+    edit_config(folder, edit)
+    refused(capsys, ask(folder), folder, "eval.py: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"format": 1}'])
-def test_config_that_is_something_else_is_refused_by_name(folder, tiny_run, capsys, content):
+def test_config_that_is_something_else_is_refused_by_name(folder, capsys, content):
     (folder / runs.CONFIG).write_bytes(content)
-    refused(capsys, ask(folder, tiny_run.images / tiny_run.names[0]), folder / runs.CONFIG, "eval.py: ")
+    refused(capsys, ask(folder), folder / runs.CONFIG, "eval.py: ")
 
 
 WEIGHTS = {
@@ -94,39 +104,63 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("edit", WEIGHTS.values(), ids=WEIGHTS)
-def test_weights_of_a_stranger_are_refused_by_name(folder, tiny_run, capsys, edit):
+def test_weights_of_a_stranger_are_refused_by_name(folder, capsys, edit):
     tensors, _, record = runs.load_model(folder)
     edit(tensors)
     runs.save_model(folder, tensors, record)
-    refused(capsys, ask(folder, tiny_run.images / tiny_run.names[0]), folder / runs.WEIGHTS, "eval.py: ")
+    refused(capsys, ask(folder), folder / runs.WEIGHTS, "eval.py: ")
 
 
-def test_weights_with_a_changed_byte_are_refused_by_name(folder, tiny_run, capsys):
-    content = bytearray((folder / runs.WEIGHTS).read_bytes())
-    content[-100] ^= 1
-    (folder / runs.WEIGHTS).write_bytes(content)
-    refused(capsys, ask(folder, tiny_run.images / tiny_run.names[0]), folder / runs.WEIGHTS, "eval.py: ")
+DAMAGE = {
+    "changed byte": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+    "cut short": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "another file": lambda content: b"PK\3\4" * 99,
+}
+
+
+@pytest.mark.parametrize("edit", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_file_of_a_model_folder_is_refused_by_name(folder, capsys, edit):
+    for path, work, program in (
+        (folder / runs.LAST, resume, "train.py: "),
+        (folder / runs.WEIGHTS, ask, "eval.py: "),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(edit(content))
+        refused(capsys, work(folder), path, program)
+        path.write_bytes(content)
+
+
+def test_weights_without_a_record_are_refused_by_name(folder, capsys):
+    tensors, _, _ = runs.load_model(folder)
+    save_file(tensors, folder / runs.WEIGHTS, dict(format="pt"))
+    refused(capsys, ask(folder), folder / runs.WEIGHTS, "eval.py: ")
+
+
+def test_folder_of_the_old_format_is_refused_with_the_way_out(tmp_path, capsys):
+    for name in ("best.pt", "last.pt", "log.jsonl"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
+    for work, program in ((ask, "eval.py: "), (resume, "train.py: ")):
+        refused(capsys, work(tmp_path), f"{tmp_path}: a run of an older version", program)
 
 
 RESUMED = {
-    "moment too small": lambda tensors, facts: tensors.update({"optimiser.0.exp_avg": torch.zeros(3)}),
-    "moment of another type": lambda tensors, facts: tensors.update(
-        {"optimiser.0.exp_avg": tensors["optimiser.0.exp_avg"].double()}
-    ),
-    "no moment": lambda tensors, facts: tensors.pop("optimiser.0.exp_avg"),
-    "no parameters": lambda tensors, facts: tensors.pop("predictor.members.0.up.weight"),
-    "random state too short": lambda tensors, facts: tensors.update(rng=torch.zeros(3, dtype=torch.uint8)),
-    "no random state": lambda tensors, facts: tensors.pop("rng"),
-    "history of another length": lambda tensors, facts: facts.update(history=[]),
-    "history in words": lambda tensors, facts: facts.update(history="epoch one"),
-    "step below zero": lambda tensors, facts: facts.update(step=-1),
-    "step in words": lambda tensors, facts: facts.update(step="none"),
-    "hidden of 10^12": lambda tensors, facts: facts["recipe"].update(hidden=BIG),
-    "string for the learning rate": lambda tensors, facts: facts["recipe"].update(lr="high"),
-    "captions file elsewhere": lambda tensors, facts: facts["recipe"].update(csv="/etc/passwd"),
-    "captions from a device": lambda tensors, facts: facts["recipe"].update(csv="/dev/zero"),
-    "images elsewhere": lambda tensors, facts: facts["recipe"].update(images="/proc"),
-    "other training data": lambda tensors, facts: facts.update(data="0" * 64),
+    "moment too small": lambda t, facts: t.update({MOMENT: torch.zeros(3)}),
+    "moment of another type": lambda t, facts: t.update({MOMENT: t[MOMENT].double()}),
+    "no moment": lambda t, facts: t.pop(MOMENT),
+    "no parameters": lambda t, facts: t.pop("predictor.members.0.up.weight"),
+    "random state too short": lambda t, facts: t.update(rng=torch.zeros(3, dtype=torch.uint8)),
+    "no random state": lambda t, facts: t.pop("rng"),
+    "history of another length": lambda t, facts: facts.update(history=[]),
+    "history in words": lambda t, facts: facts.update(history="epoch one"),
+    "step below zero": lambda t, facts: facts.update(step=-1),
+    "step in words": lambda t, facts: facts.update(step="none"),
+    "hidden of 10^12": lambda t, facts: facts["recipe"].update(hidden=BIG),
+    "string for the learning rate": lambda t, facts: facts["recipe"].update(lr="high"),
+    "captions file elsewhere": lambda t, facts: facts["recipe"].update(csv="/etc/passwd"),
+    "captions from a device": lambda t, facts: facts["recipe"].update(csv="/dev/zero"),
+    "images elsewhere": lambda t, facts: facts["recipe"].update(images="/proc"),
+    "other training data": lambda t, facts: facts.update(data="0" * 64),
 }
 
 
@@ -137,7 +171,7 @@ def test_private_folder_of_a_stranger_is_not_resumed(folder, capsys, edit):
     edit(tensors, facts)
     runs.save_last(folder, tensors, facts)
     before = (folder / runs.LAST).read_bytes()
-    assert train.main(["--resume", "--run", str(folder), "--epochs", "20", "--quiet", "--device", "cpu"]) == 1
+    assert resume(folder) == 1
     err = capsys.readouterr().err
     assert err.startswith("train.py: ") and "Traceback" not in err
     assert any(where in err for where in (str(folder), "/etc/passwd", "/dev/zero", "/proc")), err
@@ -158,7 +192,7 @@ def test_recipe_that_names_somebodys_file_as_the_cache_harms_nothing(folder, cap
     tensors, facts = runs.load_last(folder)
     facts["recipe"]["cache"] = str(target)
     runs.save_last(folder, tensors, facts)
-    code = train.main(["--resume", "--run", str(folder), "--epochs", "20", "--quiet", "--device", "cpu"])
+    code = resume(folder)
     refused(capsys, code, target, "train.py: ")
     assert target.read_bytes() == before and sorted(folder.parent.glob("*damaged*")) == []
 
@@ -176,17 +210,15 @@ TOWERS = {
 
 @pytest.mark.parametrize(("kind", "name"), TOWERS.values(), ids=TOWERS)
 def test_tower_named_by_a_stranger_is_refused_and_never_fetched(
-    folder, tiny_run, capsys, no_hub, monkeypatch, kind, name
+    folder, capsys, no_hub, monkeypatch, kind, name
 ):
     """Its hash can be compared only after it is fetched, so it is not fetched unless asked for."""
     shutil.rmtree(folder / "private")
-    config = json.loads((folder / runs.CONFIG).read_text())
-    put(f"towers.{kind}.name", name)(config)
-    (folder / runs.CONFIG).write_text(json.dumps(config))
+    edit_config(folder, put(f"towers.{kind}.name", name))
     monkeypatch.setattr("socket.create_connection", lambda *args, **options: pytest.fail("the hub was asked"))
     with pytest.raises((ValueError, FileNotFoundError)):
         VLJEPA.from_pretrained(folder)
-    assert ask(folder, tiny_run.images / tiny_run.names[0]) == 1
+    assert ask(folder) == 1
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -207,12 +239,8 @@ def test_code_in_a_text_towers_folder_is_not_run(minilm, tmp_path):
 @pytest.fixture
 def cached(tmp_path):
     """(archive, cache, the features it holds)."""
-    archive = make_archive(tmp_path / "archive")
-    return (
-        archive,
-        tmp_path / "features.sqlite",
-        run(archive, Pixels(), Letters(), tmp_path / "features.sqlite"),
-    )
+    archive, cache = make_archive(tmp_path / "archive"), tmp_path / "features.sqlite"
+    return archive, cache, run(archive, Pixels(), Letters(), cache)
 
 
 def same(a, b):
@@ -232,7 +260,7 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("sql", SCHEMAS.values(), ids=SCHEMAS)
-def test_cache_with_sql_of_its_own_is_moved_aside_and_begun_anew(cached, caplog, sql):
+def test_cache_with_sql_of_its_own_is_moved_aside_and_rebuilt(cached, caplog, sql):
     archive, cache, before = cached
     with sqlite3.connect(cache) as db:
         db.executescript(sql)
@@ -267,7 +295,7 @@ def test_cache_rows_of_wrong_length_are_refused(cached, row, where):
         run(archive, Pixels(), Letters(), cache)
 
 
-def test_cache_row_that_is_text_is_encoded_anew(cached, caplog):
+def test_cache_row_that_is_text_is_encoded_again(cached, caplog):
     archive, cache, before = cached
     forge(cache, "'words'", ONE)
     assert same(run(archive, Pixels(), Letters(), cache), before) and "1 damaged rows" in caplog.text
