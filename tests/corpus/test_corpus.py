@@ -188,7 +188,7 @@ def change(content, changes):
 
 
 @pytest.mark.slow
-@settings(max_examples=8000, **FUZZ)
+@settings(max_examples=5000, **FUZZ)
 @given(kind=st.sampled_from(sorted(WHOLE)), changes=CHANGES, head=st.none() | st.integers(1, 400))
 def test_fuzz_open_image(kind, changes, head):
     """`head` keeps the changes in the first bytes."""
@@ -205,7 +205,7 @@ TABLES = {data if isinstance(data, bytes) else data.encode() for _, data, _ in F
 
 
 @pytest.mark.slow
-@settings(max_examples=8000, **FUZZ)
+@settings(max_examples=5000, **FUZZ)
 @given(
     content=st.binary(max_size=200) | st.builds(change, st.sampled_from(sorted(TABLES)), CHANGES),
     skip_bad=st.booleans(),

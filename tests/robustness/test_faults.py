@@ -359,7 +359,7 @@ def test_start_clears_what_a_killed_save_left_and_nothing_else(tmp_path):
 def test_run_stopped_at_any_of_its_first_files_ends_the_same(
     archive, trained, tmp_path, monkeypatch, replaced
 ):
-    """Where os.replace does not happen: set_aside, config.json, log.jsonl, then the two files of each epoch."""
+    """The calls of os.replace: set_aside, config.json, log.jsonl, then the two files of each epoch."""
     run, replace, calls = tmp_path / "run", os.replace, []
     shutil.copy(trained / "features.sqlite", tmp_path)
     shutil.copytree(trained / "run", run)

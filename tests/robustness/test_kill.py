@@ -207,12 +207,13 @@ def clean(name, folder):
 
 
 def moments(count, calls, seconds, seed):
-    """`count` moments of a life, each in its own equal share of it, by call and by time in turn."""
+    """`count` moments of a life, each in its own equal share of it, by call and by time in turn. Calls are
+    counted either way, so that the children are as slow as the one whose `seconds` were measured."""
     draw = random.Random(seed)
     shares = [(i + draw.random()) / count for i in range(count)]
     draw.shuffle(shares)
     return [
-        dict(call=1 + int(share * calls)) if i % 2 == 0 else dict(after=share * seconds)
+        dict(call=1 + int(share * calls)) if i % 2 == 0 else dict(after=share * seconds, call=NEVER)
         for i, share in enumerate(shares)
     ]
 
