@@ -250,7 +250,7 @@ def test_training_stopped_anywhere_saves_and_resumes_to_the_same_end(
 ):
     folder, calls, _ = undisturbed["training"]
     reference, outcomes, slowest = result("training", folder), Counter(), 0.0
-    draw = random.Random(int(number))
+    draw = random.Random(f"{number.name} 1")
     for i in range(count):
         folder = fresh("training", undisturbed, tmp_path / str(i))
         call = 100 + int((i + draw.random()) / count * calls)
