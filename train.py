@@ -265,8 +265,10 @@ def train(args, typed, stop):
     if saved:
         typed = typed - {"vision"} if args.vision == "auto" else typed  # the run knows which tower auto chose
         args = argparse.Namespace(**runs.resumed_flags(args.run, vars(args), typed, saved[1]["recipe"]))
-    elif args.resume:
-        print(f"--resume: {args.run} holds no run yet, so this starts at epoch 1")
+    else:
+        runs.check_folder(args.run)  # now, and not after hours of encoding
+        if args.resume:
+            print(f"--resume: {args.run} holds no run yet, so this starts at epoch 1")
     process = distributed.start(args.device)
 
     name, why = choose(args.vision)

@@ -26,6 +26,7 @@ from models.files import clear_leftovers, packed, replacing, unpacked
 FORMAT = "vl-jepa 2"
 WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
 LAST = Path("private", "last.safetensors")
+OLD = ("best.pt", "last.pt")  # of the format before this one
 NEEDED = dict(predictor=dict, towers=dict, recipe=dict, data=str, images=int, captions=int)  # of config.json
 # Flags of train.py that say where or how fast, not what: they stay out of the public files.
 LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet", "resume", "shard_features")
@@ -69,21 +70,19 @@ def hold(run):
         lock.release()
 
 
+def check_folder(run):
+    """ValueError when the folder holds files and is no run of train.py: they may be the only copies."""
+    run = Path(run)
+    if run.exists() and any(run.iterdir()) and not (run / LOG).exists():
+        raise ValueError(f"{run} holds files and no {LOG}, so it is no run of train.py; name another --run")
+
+
 def set_aside(run):
     """Move an earlier run to RUN.1, RUN.2, ... (the first that is free) and return that folder; None when
-    there is nothing to keep. No run is ever deleted. ValueError when the folder holds files and is no run of
-    train.py."""
+    there is nothing to keep. No run is ever deleted. Raises as `check_folder` does."""
+    check_folder(run)
     run = Path(run)
-    if not run.exists() or not any(run.iterdir()):
-        return None
-    if not (run / LOG).exists():
-        old = any((run / name).exists() for name in ("best.pt", "last.pt"))
-        raise ValueError(
-            _old(run)
-            if old
-            else f"{run} holds files and no {LOG}, so it is no run of train.py; name another --run"
-        )
-    if not (run / LAST).exists() and not (run / WEIGHTS).exists():  # stopped before it saved anything
+    if not any((run / name).exists() for name in (LAST, WEIGHTS, *OLD)):  # nothing was saved
         return None
     number = 1
     while (kept := run.with_name(f"{run.name}.{number}")).exists():
@@ -129,7 +128,7 @@ def load_config(folder):
     """config.json as a dict. Raises as `load_model` does."""
     path = Path(folder, CONFIG)
     if not path.is_file():
-        if any(Path(folder, name).is_file() for name in ("best.pt", "last.pt")):
+        if any(Path(folder, name).is_file() for name in OLD):
             raise ValueError(_old(folder))
         advice = f"train first (python train.py --run {folder}), or name a run with --run"
         raise FileNotFoundError(f"{folder}: no model there; {advice}")
@@ -184,7 +183,7 @@ def _last_path(run):
     path = Path(run, LAST)
     if path.is_file():
         return path
-    if any(Path(run, name).is_file() for name in ("best.pt", "last.pt")):
+    if any(Path(run, name).is_file() for name in OLD):
         raise ValueError(_old(run))
     return None
 

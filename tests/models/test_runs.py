@@ -220,3 +220,11 @@ def test_resumed_flags_are_those_of_the_run_and_free_ones_typed(run):
 def test_public_recipe_has_no_path():
     recipe = dict(csv="/home/me/captions.csv", shards="", images="/home/me", cache="/c", run="/r", lr=0.1)
     assert runs.public_recipe(recipe) == dict(csv="captions.csv", shards="", lr=0.1)
+
+
+def test_run_of_the_old_format_is_moved_aside_whole(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("best.pt", "last.pt", runs.LOG):
+        (tmp_path / "run" / name).write_bytes(b"old")
+    assert runs.begin(tmp_path / "run", CONFIG, [], resumed=False) == tmp_path / "run.1"
+    assert sorted(os.listdir(tmp_path / "run.1")) == ["best.pt", "last.pt", "log.jsonl"]
