@@ -33,10 +33,8 @@ LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet",
 
 
 # Flags that --resume lets change; the others are those of the run.
-FREE = set(
-    "resume epochs device cache workers encode_batch quiet run images csv shards shard_features bf16".split()
-    + ["compile"]
-)
+FREE = {"resume", "epochs", "run", "csv", "images", "shards", "shard_features", "cache"}
+FREE |= {"device", "workers", "encode_batch", "quiet", "bf16", "compile"}
 
 
 @contextmanager
@@ -267,22 +265,26 @@ class Training:
         for number, parameter in enumerate(
             p for group in self.optimiser.param_groups for p in group["params"]
         ):
-            shapes = dict(step=(), exp_avg=parameter.shape, exp_avg_sq=parameter.shape)
             if f"optimiser.{number}.step" in tensors:  # the cosine loss never uses log_scale and bias
-                moments[number] = {name: tensors[f"optimiser.{number}.{name}"] for name in shapes}
-                for name, value in moments[
-                    number
-                ].items():  # the fused AdamW reads past the end of a small one
-                    if value.dtype != torch.float32 or value.shape != shapes[name]:
-                        raise ValueError(
-                            f"optimiser.{number}.{name} is {tuple(value.shape)}, not {tuple(shapes[name])}"
-                        )
+                moments[number] = _moments(tensors, number, parameter)
         self.optimiser.load_state_dict(self.optimiser.state_dict() | dict(state=moments))
         with torch.no_grad():
             self.log_scale.copy_(tensors["log_scale"])
             self.bias.copy_(tensors["bias"])
         torch.Generator().set_state(tensors["rng"])  # raises for what is no state
         self.rng = tensors["rng"]
+
+
+def _moments(tensors, number, parameter):
+    """AdamW's state of one parameter. ValueError for another shape: the fused AdamW reads past the end of a
+    moment that is too small."""
+    shapes = dict(step=(), exp_avg=parameter.shape, exp_avg_sq=parameter.shape)
+    moments = {name: tensors[f"optimiser.{number}.{name}"] for name in shapes}
+    for name, value in moments.items():
+        if value.dtype != torch.float32 or value.shape != shapes[name]:
+            found = f"{value.dtype} {tuple(value.shape)}"
+            raise ValueError(f"optimiser.{number}.{name} is {found}, not float32 {tuple(shapes[name])}")
+    return moments
 
 
 @dataclass
@@ -376,4 +378,5 @@ def resumed_flags(run, flags, typed, recipe):
         raise ValueError(
             f"{Path(run, LAST)}: its flags do not fit the sizes in {CONFIG}; start another --run"
         )
-    return flags | recipe | {name: flags[name] for name in (typed & FREE) | {"resume", "run"}}
+    free = {name: flags[name] for name in (typed & FREE) | {"resume", "run"}}
+    return flags | recipe | free
