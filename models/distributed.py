@@ -27,10 +27,6 @@ class Process(NamedTuple):
         """The slice of n things that is this rank's. All slices together are range(n), in order."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
-    def share_of(self, rank, n):
-        """The slice of another rank."""
-        return self._replace(rank=rank).share(n)
-
 
 def choose_device(name="auto"):
     """The name of a torch device: for "auto" cuda where there is one, else mps, else cpu; any other name as
@@ -101,15 +97,18 @@ def gather(rows, n):
     scaled by the number of ranks, since `parallel` divides by it."""
     if not dist.is_initialized():
         return rows
-    process = Process(dist.get_rank(), dist.get_world_size(), str(rows.device))
-    padded = rows.new_zeros(-(-n // process.world), rows.shape[1])
+    rank = dist.get_rank()
+    world = dist.get_world_size()
+    shares = [Process(number, world, str(rows.device)).share(n) for number in range(world)]
+    sizes = [share.stop - share.start for share in shares]
+    padded = rows.new_zeros(max(sizes), rows.shape[1])  # all_gather needs equal shapes
     padded[: len(rows)] = rows.detach()
-    everyone = [torch.empty_like(padded) for _ in range(process.world)]
-    dist.all_gather(everyone, padded)
-    everyone = [found[: len(range(n)[process.share_of(rank, n)])] for rank, found in enumerate(everyone)]
+    gathered = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(gathered, padded)
+    everyone = [part[:size] for part, size in zip(gathered, sizes)]
     if rows.requires_grad:
-        rows.register_hook(lambda grad: grad * process.world)
-    everyone[process.rank] = rows
+        rows.register_hook(lambda grad: grad * world)
+    everyone[rank] = rows
     return torch.cat(everyone)
 
 

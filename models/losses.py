@@ -24,18 +24,21 @@ def cosine(predicted, text, image_of, scale=None, bias=None):
 
 
 def info_nce(predicted, text, image_of, scale, bias=None):
-    """Mean of image-to-text and text-to-image InfoNCE. A caption has one right image of N. Each right caption
-    of an image competes with the captions of other images only, -log(e^s+ / (e^s+ + sum e^s-)), and the
-    right captions of an image are averaged. With one caption per image this is CLIP's loss."""
+    """The mean of two InfoNCE losses. With one caption per image this is CLIP's loss.
+
+    Text to image: each caption has one right image among the N. Image to text: an image may have several
+    right captions. Each of them competes with the captions of other images only, and their losses are
+    averaged."""
     logits = scale * predicted @ text.T  # (N, M)
     caption = torch.arange(len(text), device=text.device)
-    true = logits[image_of, caption]  # (M,)
-    nothing = torch.tensor(-1e9, device=logits.device, dtype=logits.dtype)
-    others = logits.index_put((image_of, caption), nothing)  # (N, M) without the right captions
-    image_to_text = F.softplus(others.logsumexp(1)[image_of] - true)  # (M,)
-    share = 1 / image_of.bincount(minlength=len(predicted)).clamp_min(1)[image_of]
-    text_to_image = logits.logsumexp(0) - true  # (M,)
-    return ((image_to_text * share).sum() / len(predicted) + text_to_image.mean()) / 2
+    right = logits[image_of, caption]  # (M,)
+    masked = torch.tensor(-1e9, device=logits.device, dtype=logits.dtype)
+    wrong = logits.index_put((image_of, caption), masked)  # (N, M) without the right captions
+    image_to_text = F.softplus(wrong.logsumexp(1)[image_of] - right)  # (M,)
+    captions = image_of.bincount(minlength=len(predicted)).clamp_min(1)  # (N,) of each image
+    weight = 1 / captions[image_of]  # (M,)
+    text_to_image = logits.logsumexp(0) - right  # (M,)
+    return ((image_to_text * weight).sum() / len(predicted) + text_to_image.mean()) / 2
 
 
 def sigmoid(predicted, text, image_of, scale, bias):

@@ -47,8 +47,7 @@ def ranks(predicted, text, image_of, image_bank=None, text_bank=None, temperatur
 
 
 def _hubness(items, bank, temperature, chunk):
-    """(len(items),): the log-sum-exp of each item's scores with the bank, in units of cosine; 0 without a
-    bank."""
+    """(len(items),): log-sum-exp of each item's scores with the bank, as cosines; 0 without a bank."""
     if bank is None:
         return torch.zeros(len(items))
     parts = items.split(chunk)
@@ -75,21 +74,25 @@ def chance(image_of, images):
     """The dict of `retrieval` for random scores: expected recalls, and the median ranks."""
     found = {f"image_retrieval_recall@{k}": min(k / images, 1.0) for k in KS}
     found["image_retrieval_median_rank"] = (images + 1) / 2
-    found |= {f"text_retrieval_recall@{k}": 1.0 for k in KS}  # replaced below where there are k captions
-    m = len(image_of)
-    captions, count = image_of.bincount(minlength=images).unique(return_counts=True)
-    miss = torch.ones(len(captions), dtype=torch.double)  # P(no caption of an image is among the first k)
-    k = 0
-    hit = 0.0
-    while k < m and (k < max(KS) or hit < 0.5):
-        miss *= (m - captions - k).clamp_min(0) / (m - k)
-        k += 1
-        hit = 1 - (miss * count).sum().item() / images
+    found |= {f"text_retrieval_recall@{k}": 1.0 for k in KS}  # stays where there are fewer than k captions
+    for k, hit in enumerate(_chance_hits(image_of, images), 1):
         if k in KS:
             found[f"text_retrieval_recall@{k}"] = hit
         if hit >= 0.5:
             found.setdefault("text_retrieval_median_rank", k)
+        if hit >= 0.5 and k >= max(KS):
+            break
     return found
+
+
+def _chance_hits(image_of, images):
+    """Yield the share of images that have a caption among the first 1, 2, ... M captions in random order."""
+    m = len(image_of)
+    captions, count = image_of.bincount(minlength=images).unique(return_counts=True)
+    miss = torch.ones(len(captions), dtype=torch.double)  # P(no caption of such an image so far)
+    for k in range(m):
+        miss *= (m - captions - k).clamp_min(0) / (m - k)
+        yield 1 - (miss * count).sum().item() / images
 
 
 def intervals(to_image, to_text, image_of):

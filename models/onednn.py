@@ -100,20 +100,13 @@ def works(name, dtype=torch.float32):
         with torch.no_grad():
             found, expected = PROBES[name](dtype)
         tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
-        wrong = (
-            None
-            if torch.allclose(found.float(), expected.float(), tolerance, tolerance)
-            else "gives other numbers"
-        )
+        agrees = torch.allclose(found.float(), expected.float(), tolerance, tolerance)
+        wrong = None if agrees else "gives other numbers"
     except (AttributeError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if wrong:
-        log.warning(
-            "oneDNN's %s in %s is not usable here (%s); torch's own layer is used, which is slower",
-            name,
-            dtype,
-            wrong,
-        )
+        instead = "torch's own layer is used, which is slower"
+        log.warning("oneDNN's %s in %s is not usable here (%s); %s", name, dtype, wrong, instead)
     return wrong is None
 
 
@@ -143,10 +136,11 @@ def _inputs(dtype, *shapes):
 
 def _probe_linear(dtype):
     x, weight, bias = _inputs(dtype, (3, 8), (4, 8), (4,))
-    found = [_linear(x, weight, bias, after) for after in ACTIVATIONS] + [_linear(x, weight, None, "none")]
-    expected = [activation(F.linear(x, weight, bias)) for activation in ACTIVATIONS.values()] + [
-        F.linear(x, weight)
-    ]
+    found = [_linear(x, weight, None, "none")]
+    expected = [F.linear(x, weight)]
+    for after, activation in ACTIVATIONS.items():
+        found.append(_linear(x, weight, bias, after))
+        expected.append(activation(F.linear(x, weight, bias)))
     return torch.cat(found), torch.cat(expected)
 
 

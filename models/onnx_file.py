@@ -193,8 +193,7 @@ def _runtime_errors():
 
 
 def _tensors(message):
-    """Every TensorProto in a protobuf message, at any depth: initializers, attributes, subgraphs,
-    functions."""
+    """Every TensorProto in a protobuf message, at any depth."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue

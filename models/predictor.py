@@ -1,5 +1,7 @@
 """The only part that is trained: an image's features in, the embedding of its caption out."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -45,19 +47,19 @@ class Predictor(nn.Module):
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def each(self, image, places=None, question=None, rows=None):
-        """A list of (B, text_dim) unit rows, the prediction of each member, for the loss. `rows` (start,
-        total): these are the rows from `start` on of a batch of `total`, the rest of which other processes
-        predict (models/distributed.py)."""
+        """The prediction of each member, a list of (B, text_dim) unit rows. Training takes the loss of each.
+
+        `rows` is (start, total) when `image` holds rows start, start + 1, ... of a batch of `total` rows that
+        several processes share (models/distributed.py). ValueError when there is a question."""
         if question is not None:
-            raise ValueError(
-                "this predictor answers one question only, what an image shows; it takes no question"
-            )
+            what = "this predictor answers one question only, what an image shows"
+            raise ValueError(f"{what}; it takes no question")
         x = (image - self.mean) / self.std
         return [F.normalize(member(x, rows), dim=-1) for member in self.members]
 
     def forward(self, image, places=None, question=None):
-        """(B, vision_dim) float -> (B, text_dim) unit rows. `places` and `question` are for predictors that
-        read them."""
+        """(B, vision_dim) float -> (B, text_dim) unit rows, the mean of the members. `places` is ignored;
+        ValueError when there is a question."""
         return F.normalize(sum(self.each(image, places, question)), dim=-1)  # (B, text_dim)
 
 
@@ -78,21 +80,25 @@ class Member(nn.Module):
         return self.down(x)
 
 
-# The same two layers as torch's, faster on a CPU: together 1.9 times the training steps per second
+# torch's dropout and linear layer, faster on a CPU: together 1.9 times the training steps per second
 # (docs/EXPERIMENTS.md).
 
 
 def dropout(x, p, training, rows=None):
-    """F.dropout on x (B, D). On a CPU the mask is made of random bytes, so `p` is rounded to a multiple of
-    1/256: torch draws one number per element, on one core. With `rows` (start, total) the mask is that part
-    of the mask of `total` rows."""
-    below = round(256 * p)
+    """F.dropout of x (B, D). On a CPU it draws one random byte per element, which is faster than torch's one
+    number per element on one core; `p` is rounded to a multiple of 1/256 there.
+
+    With `rows` (start, total), x holds rows start, start + 1, ... of a batch of `total`. The mask of the
+    whole batch is then drawn, so all processes drop what one process would."""
+    below = round(256 * p)  # an element is dropped where its byte is below this
     if x.device.type != "cpu" or not training or below in (0, 256) or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     width = x.shape[-1]
     start, total = rows or (0, x.numel() // width)
-    words = torch.empty(-(-total * width // 8), dtype=torch.int64).random_(-(2**63), None)
-    kept = words.view(torch.uint8)[start * width :][: x.numel()].view(x.shape) >= below
+    words = torch.empty(math.ceil(total * width / 8), dtype=torch.int64)  # 8 random bytes each
+    random_bytes = words.random_(-(2**63), None).view(torch.uint8)
+    own = random_bytes[start * width :][: x.numel()].view(x.shape)
+    kept = own >= below
     return x * kept * (256 / (256 - below))
 
 

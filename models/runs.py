@@ -261,10 +261,9 @@ class Training:
         start = "predictor."
         state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         self.predictor.load_state_dict(state)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = {}
-        for number, parameter in enumerate(
-            p for group in self.optimiser.param_groups for p in group["params"]
-        ):
+        for number, parameter in enumerate(parameters):
             if f"optimiser.{number}.step" in tensors:  # the cosine loss never uses log_scale and bias
                 moments[number] = _moments(tensors, number, parameter)
         self.optimiser.load_state_dict(self.optimiser.state_dict() | dict(state=moments))
@@ -311,8 +310,7 @@ class Progress:
 
 
 def begin(run, config, history, resumed):
-    """Start a run, or continue the one there. Returns the folder that an earlier run was moved to, or
-    None."""
+    """Start a run, or continue it. Returns the folder that an earlier run was moved to, or None."""
     kept = None if resumed else set_aside(run)
     with replacing(Path(run, LOG)) as new:  # a killed run may have logged what it did not save
         new.write_text("".join(json.dumps(entry) + "\n" for entry in history))
@@ -350,9 +348,8 @@ def restore(run, saved, training, progress, digest, towers):
         training.restore(tensors)
         for name in asdict(progress):
             setattr(progress, name, facts[name])
-        if [entry["epoch"] for entry in progress.history] != [
-            *range(1, progress.epoch + 1)
-        ] or progress.step < 0:
+        epochs = [entry["epoch"] for entry in progress.history]
+        if epochs != list(range(1, progress.epoch + 1)) or progress.step < 0:
             raise ValueError("its history does not end at its epoch")
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(

@@ -96,14 +96,14 @@ class VLJEPA(nn.Module, ModelHubMixin):
         """For the mixin's `save_pretrained` and `push_to_hub`: the two public files."""
         runs.save_config(save_directory, self.config)
         runs.save_model(save_directory, self.predictor.state_dict(), self.record)
-        (save_directory / "README.md").unlink(
-            missing_ok=True
-        )  # the mixin keeps an old card, of another model
+        # The mixin keeps a card that is there already, which may describe another model.
+        (save_directory / "README.md").unlink(missing_ok=True)
 
     def generate_model_card(self, results=None):
-        """The card `save_pretrained` writes. `results` is what `eval.py --csv ... --json FILE` wrote; without
-        it, the held-out results of training. Pass it as `save_pretrained(folder,
-        model_card_kwargs=dict(results=...))`."""
+        """The card that `save_pretrained` writes. `results` is what `eval.py --csv ... --json FILE` wrote;
+        without it, the held-out results of training.
+
+        To set it: `save_pretrained(folder, model_card_kwargs=dict(results=...))`."""
         parameters = sum(p.numel() for p in self.predictor.parameters())
         return ModelCard(report.card(self.config, self.record, parameters, results))
 

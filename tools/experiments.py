@@ -106,10 +106,8 @@ def work(args):
         for name in args.only:
             flags = RECIPES.get(name, name)
             runs = [measure(args, vision, flags, seed) for seed in range(args.seeds)]
-            plain, corrected = (
-                partial(cell, runs, "this model"),
-                partial(cell, runs, "this model, hub-corrected"),
-            )
+            plain = partial(cell, runs, "this model")
+            corrected = partial(cell, runs, "this model, hub-corrected")
             seconds = statistics.median(seconds for _, seconds in runs)
             hub = f"{corrected(KEYS[:3])} ; {corrected(KEYS[3:])}"
             cells = [vision, name, f"`{flags}`", plain(KEYS[:3]), plain(KEYS[3:]), hub, f"{seconds:.0f}"]

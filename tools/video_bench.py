@@ -3,13 +3,13 @@
     python -m tools.video_bench --csv dev.csv --images photos --run runs/f8k --plot selective.png
     python -m tools.video_bench --videos 3          on images of the drawn archive that were held out
 
-Makes videos of captioned photographs (2 to 12 s each under a moving camera, cuts and dissolves) that the run
-was not trained on, and decodes them. All systems share frames, embeddings and source of words; they differ in
-what they decode. Every frame is answered by the decode nearest to it in time (VL-JEPA, Chen et al., arXiv
-2512.10942, section 4.6) or, "own segment", by that of the segment it lies in, as apps.video prints it; for
-uniform the two are the same. Answers are scored against the captions of the photograph on screen, by CIDEr-D
-and by the text tower's cosine. A budget is a number of decodes per minute, met over all videos together. Two
-runs on one machine print the same numbers."""
+The videos show captioned photographs that the run was not trained on, 2 to 12 s each under a moving camera,
+with cuts and dissolves. All systems share frames, embeddings and the source of words; they differ in which
+embeddings they decode. Each frame then gets the words of one decode: the nearest in time (VL-JEPA, Chen et
+al., arXiv 2512.10942, section 4.6) or, in rows called "own segment", that of the segment it lies in, as
+apps.video prints it. For uniform decoding the two are the same. The words are scored against the captions of
+the photograph on screen, by CIDEr-D and by the text tower's cosine. A budget is a number of decodes per
+minute, counted over all videos together. Two runs on one machine print the same numbers."""
 
 import math
 import random
@@ -25,17 +25,11 @@ import numpy as np
 from models import script
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 60, 120)  # decodes per minute; 120 is every frame by default
-REPORTED = (
-    6,
-    8,
-    10,
-    12,
-)  # budgets for which the saving is printed; the videos change shot 8 times per minute
+REPORTED = (6, 8, 10, 12)  # budgets whose saving is printed; the videos change shot 8 times per minute
 SETTLE = 3.0  # seconds of a streamed segment before its words are written, as in apps.video
 DRAWS = 1000  # of the bootstrap over videos
-CHANGES = tuple(
-    0.3 * 1.12**i for i in range(28)
-)  # streaming thresholds, 0.3 to 6.4; units of apps.video --change
+# Thresholds of streaming, 0.3 to 6.4, in the units of apps.video --change.
+CHANGES = tuple(0.3 * 1.12**i for i in range(28))
 METRICS = {"CIDEr-D": 1, "cosine": 2}  # rows of the array that `measure` returns for a system
 UNIFORM = ("uniform, middle frame", "uniform, mean")
 SELECTIVE = ("selective, middle frame", "selective, mean", "selective, mean, own segment")
@@ -185,9 +179,8 @@ def cider(pairs, captions):
     for i in range(0, len(pairs), len(references)):
         chunk = pairs[i : i + len(references)]
         scorer = CiderScorer()
-        padding = pairs[:1] * (
-            len(references) - len(chunk)
-        )  # the scorer takes its length for the corpus size
+        # The scorer takes its number of pairs for the corpus size, so a short chunk is filled up.
+        padding = pairs[:1] * (len(references) - len(chunk))
         for name, text in chunk + padding:
             scorer += (tokens(text), references[name])
         scorer.document_frequency = corpus.document_frequency
@@ -215,25 +208,25 @@ def measure(args, model, videos, captions):
     trees = [ward(rows) for rows, _ in videos]
     least = least_heights(args, [heights for _, heights in trees])
     sweeps = [sweep(args, rows, tree, least) for (rows, _), tree in zip(videos, trees)]
-    every = [
-        (v, system, s)
-        for v in range(len(videos))
-        for system in SYSTEMS
-        for s in range(len(sweeps[v][system]))
-    ]
-    settings = [sweeps[v][system][s] for v, system, s in every]
+    settings, places = [], []  # every Setting, and (system, its number, video)
+    for video, by_system in enumerate(sweeps):
+        for system in SYSTEMS:
+            for number, setting in enumerate(by_system[system]):
+                settings.append(setting)
+                places.append((system, number, video))
     texts = iter(write(args, model, torch.cat([setting.rows for setting in settings])))
     answers = []  # of each setting, the (image name on screen, words) of each frame
-    for (v, _, _), setting in zip(every, settings):
+    for setting, (_, _, video) in zip(settings, places):
         said = [next(texts) for _ in setting.rows]
-        answers.append([(name, said[i]) for name, i in zip(videos[v][1], setting.answer.tolist())])
-    pairs = {pair for each in answers for pair in each}
-    by_cider, by_cosine = cider(pairs, captions), cosine(pairs, captions, model)
+        names = videos[video][1]
+        answers.append([(name, said[i]) for name, i in zip(names, setting.answer.tolist())])
+    distinct = {pair for answer in answers for pair in answer}
+    scores = (cider(distinct, captions), cosine(distinct, captions, model))
     found = {system: np.zeros((4, len(sweeps[0][system]), len(videos))) for system in SYSTEMS}
-    for (v, system, s), setting, pairs in zip(every, settings, answers):
+    for setting, (system, number, video), answer in zip(settings, places, answers):
         decodes = len(setting.rows) / args.minutes
-        quality = [np.mean([score[pair] for pair in pairs]) for score in (by_cider, by_cosine)]
-        found[system][:, s, v] = decodes, *quality, setting.wait
+        quality = [np.mean([score[pair] for pair in answer]) for score in scores]
+        found[system][:, number, video] = decodes, *quality, setting.wait
     return found
 
 

@@ -1,9 +1,9 @@
 """Where a model looked: the share of each place of an image in the score of a text.
 
-image = open_image("photo.jpg")                                  # an upright RGB PIL image
-scores, maps = explain(model, image, ["a dog", "a ball"])        # (C,), (C, H, W): cosines, heat maps
-explain(model, image, ["a dog"], "occlusion")                    # by hiding places: slow, for every tower
-shares(model, image, model.encode_text(["a dog"]))               # [(tower, (C, h, w)), ...]
+    image = open_image("photo.jpg")                                  # an upright RGB PIL image
+    scores, maps = explain(model, image, ["a dog", "a ball"])        # (C,), (C, H, W): cosines, heat maps
+    explain(model, image, ["a dog"], "occlusion")                    # by hiding places: slow, for every tower
+    shares(model, image, model.encode_text(["a dog"]))               # [(tower, (C, h, w)), ...]
 
 A score is cosine(predictor(tower(pixels)), text), C the number of texts. Integrated gradients (Sundararajan
 et al. 2017) attribute it to the last places a tower has before it pools them. Occlusion is Zeiler and
@@ -14,9 +14,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-STEPS = (
-    32  # of the integral: sums were off by 0.0001 of cosine at most, with 16 by 0.015 (Flickr8k, retrieval)
-)
+# Of the integral. Sums were off by 0.0001 of cosine at most; with 16 steps by 0.015 (Flickr8k, retrieval).
+STEPS = 32
 CANVAS = 512  # pixels: the longer side of a map at most
 BATCH = 32  # occluded images encoded together
 METHODS = ("gradients", "occlusion")
@@ -83,8 +82,7 @@ def _only_seen(maps, vision):
 
 
 def _spread(found, vision, size):
-    """The `shares` of all towers and maps, scaled to an image of `size` (width, height) and added -> (C, H,
-    W)."""
+    """(C, H, W): the `shares` of all towers, scaled to an image of `size` (width, height) and added."""
     width, height = size
     maps = torch.zeros(len(found[0][1]), height, width)
     for tower, share in found:

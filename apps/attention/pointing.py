@@ -1,7 +1,7 @@
 """Are heat maps right? Tested where the boxes of things are known.
 
-boxes = read_boxes("boxes.json")                    # {image name: {text: [[x0, y0, x1, y1], ...]}}, in pixels
-rows = pointing({"shuffled": broken, THIS: model}, boxes, "images")
+    boxes = read_boxes("boxes.json")        # {image name: {text: [[x0, y0, x1, y1], ...]}}, in pixels
+    rows = pointing({"shuffled": broken, THIS: model}, boxes, "images")
 
 The pointing game (Zhang et al. 2016): is the highest point of a map in a box of its text? Is the named thing
 the hottest of those in the image? And do maps change when the weights are shuffled (Adebayo et al. 2018)?"""
@@ -88,9 +88,8 @@ def percent(per_image):
     per image; NaN when there are no hits or misses."""
     from models.metrics import interval
 
-    counts = torch.tensor(
-        [[sum(hits), len(hits)] for hits in per_image if hits], dtype=torch.double
-    )  # (N, 2)
+    counts = [[sum(hits), len(hits)] for hits in per_image if hits]
+    counts = torch.tensor(counts, dtype=torch.double)  # (N, 2)
     if not len(counts):
         return (math.nan,) * 3
     hits, trials = counts.T
@@ -116,23 +115,25 @@ def pointing(models, boxes, folder, method="gradients", quiet=False):
 
     generator = torch.Generator().manual_seed(0)
     names = sorted(boxes)
-    told = {}
+    results = {}  # {row name: (pointed hits per image, found hits per image, rank correlations)}
     for n, name in enumerate(tqdm(names, unit="image", disable=quiet)):
         image = open_image(image_path(folder, name))
-        later = [text for other in names[n + 1 :] + names[:n] for text in boxes[other]]
-        wrong = [text for text in later if text not in boxes[name]][
-            :1
-        ]  # another image shows it, this one not
-        maps = _maps(models, image, list(boxes[name]), wrong, method, generator)
+        others = names[n + 1 :] + names[:n]
+        # The first text that another image shows and this one does not, if there is any.
+        absent = [text for other in others for text in boxes[other] if text not in boxes[name]][:1]
+        maps = _maps(models, image, list(boxes[name]), absent, method, generator)
         scale = maps[THIS].shape[2] / image.width
         scaled = {text: [[scale * side for side in box] for box in own] for text, own in boxes[name].items()}
         for row, heats in maps.items():
             hits = [judge(heat, scaled, text) for heat, text in zip(heats, scaled)]
-            pointed, found, alike = told.setdefault(row, ([], [], []))
+            pointed, found, alike = results.setdefault(row, ([], [], []))
             pointed.append([hit for hit, _ in hits])
             found.append([hit for _, hit in hits if hit is not None])
             alike += [correlation(a, b) for a, b in zip(heats, maps[THIS])]
-    return {row: Row(percent(a), percent(b), sum(c) / len(c)) for row, (a, b, c) in told.items()}
+    rows = {}
+    for row, (pointed, found, alike) in results.items():
+        rows[row] = Row(percent(pointed), percent(found), sum(alike) / len(alike))
+    return rows
 
 
 def _maps(models, image, texts, wrong, method, generator):

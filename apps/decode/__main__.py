@@ -1,9 +1,10 @@
 """Captions for images: the nearest training captions, and new ones from a small decoder.
 
-python -m apps.decode train                               train the decoder, from the captions of the run
-alone python -m apps.decode caption photo.jpg photos            images or folders of them python -m
-apps.decode caption photo.jpg --llm NAME        a language model makes one caption of the nearest python -m
-apps.decode score --csv caption.csv --held-out  BLEU-4 and CIDEr-D with 95 % intervals"""
+python -m apps.decode train                                  train the decoder, from captions alone
+python -m apps.decode caption photo.jpg photos               images or folders of them
+python -m apps.decode caption photo.jpg --llm NAME           one more caption, by a language model
+python -m apps.decode score --csv caption.csv --held-out     BLEU-4 and CIDEr-D with 95 % intervals
+"""
 
 import argparse
 import random
@@ -15,14 +16,8 @@ from models.script import add_model_flags, parser, run
 
 NEAREST, DECODER = "nearest training caption", "decoder"  # rows of the table
 NEIGHBOURS = 40  # of the consensus; 5 to 320 were tried on held-out training images of Flickr8k
-SHAPE = (
-    "vocab",
-    "width",
-    "layers",
-    "dropout",
-    "temperature",
-    "noise",
-)  # flags that are options of Decoder.build
+# Flags of `train` that are options of Decoder.build.
+SHAPE = ("vocab", "width", "layers", "dropout", "temperature", "noise")
 LEAST = dict(epochs=0, batch_size=1, width=4, layers=1, vocab=257, beams=1, nearest=0)
 
 

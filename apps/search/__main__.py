@@ -1,10 +1,10 @@
 """Search a folder of images by text or by image, and list its duplicates.
 
-python -m apps.search index my_image_archive                     again after changes: only those are read
-python -m apps.search find "a dog on a beach"                    cosine scores and paths, best first
-python -m apps.search find "a dog" --not snow --html dogs.html   and a contact sheet
-python -m apps.search find --image photo.jpg --grid like.png     images like this one
-python -m apps.search duplicates                                 identical files and near-duplicates
+    python -m apps.search index my_image_archive                     again after changes: only those are read
+    python -m apps.search find "a dog on a beach"                    cosine scores and paths, best first
+    python -m apps.search find "a dog" --not snow --html dogs.html   and a contact sheet
+    python -m apps.search find --image photo.jpg --grid like.png     images like this one
+    python -m apps.search duplicates                                 identical files and near-duplicates
 
 The index is one SQLite file. A killed run leaves an index that can be searched; run index again to finish it.
 """

@@ -12,9 +12,8 @@ from apps.search.index import place
 from apps.search.store import shown
 from models.files import replacing, times_of
 
-AWAY = (
-    0.5  # how far --not pushes: of 0, 1/4, 1/2, 3/4, 1 and 3/2 the best on Flickr8k dev (docs/EXPERIMENTS.md)
-)
+# How far --not pushes. Of 0, 1/4, 1/2, 3/4, 1 and 3/2 the best on Flickr8k dev (docs/EXPERIMENTS.md).
+AWAY = 0.5
 EXACT_ROWS = 1_000_000  # an exact search of more reads gigabytes
 PROBES = (
     "a dog, two people talking, a red car, children at play, snow on a mountain, a busy street at night, "
@@ -40,14 +39,17 @@ def find(
 
     model = _load(store, run, device)
     wanted = [model.encode_text([text]) for text in texts]
-    wanted += [model.encode_image(image)] if image else []
+    if image:
+        wanted.append(model.encode_image(image))
     unwanted = [model.encode_text([text]) for text in without]
-    query = combine(torch.cat(wanted), torch.cat([wanted[0][:0], *unwanted])).cpu()  # (1, Dt)
+    no_rows = wanted[0][:0]  # (0, Dt): torch.cat refuses an empty list
+    query = combine(torch.cat(wanted), torch.cat([no_rows, *unwanted])).cpu()  # (1, Dt)
     count = store.count()
     if not count:
         raise ValueError(f"{store.path}: holds no image that can be decoded")
+    is_approximate = count > EXACT_ROWS if ann is None else ann
     where, recall = "1", None
-    if count > EXACT_ROWS if ann is None else ann:
+    if is_approximate:
         near, recall = approximate(store, query, min(top, count), model, quiet)
         where = f"id IN ({', '.join(map(str, near))})"
     ids, rows = store.blobs("row", where)  # (N, Dt)

@@ -1,6 +1,6 @@
 """Bring an index up to date with its folder.
 
-done = update("photos", "index.sqlite", run="runs/default")    # Update(scan=..., indexed=100, damaged=2, ...)
+    done = update("photos", "index.sqlite", run="runs/default")  # Update(scan=..., indexed=100, ...)
 
 Towers and predictor are loaded only when there is something to encode. Features come from the cache of
 train.py wherever it has them. Each batch is one transaction: a killed run leaves an index that can be

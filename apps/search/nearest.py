@@ -13,7 +13,7 @@ def top_k(queries, rows, k):
 
     Equal scores come in any order; fewer rows than k give fewer columns. queries (Q, D) float32, rows (N, D)
     float32 or float16, widened in blocks that fit the processor's cache. One query over a million rows is
-    bound by reading them (tools/bench.py: search)."""
+    bound by reading them (tools.bench: search)."""
     best = queries.new_empty(len(queries), 0)
     at = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     if not len(queries):  # oneDNN refuses an empty batch

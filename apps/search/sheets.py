@@ -1,8 +1,8 @@
 """Contact sheets: what a search found, as one picture or as one HTML file that works offline.
 
-results = [(0.31, "photos/a.jpg"), ...]      # (score, path), best first
-save("dogs.html", results, "a dog")          # or "dogs.png"
-sheet = grid(results, "a dog")               # RGB PIL image; `page` returns the HTML as text
+    results = [(0.31, "photos/a.jpg"), ...]      # (score, path), best first
+    save("dogs.html", results, "a dog")          # or "dogs.png"
+    sheet = grid(results, "a dog")               # RGB PIL image; `page` returns the HTML as text
 
 File names are strangers' text: they are escaped in HTML, and control characters are spelled out.
 """

@@ -1,10 +1,10 @@
 """The index of a folder of images: one SQLite file with the embedding of each image.
 
-with opened("index.sqlite", create=True) as store:
-    todo, gone = store.compare("photos", {b"a.jpg": stamp("photos/a.jpg")})
-    with store.db:                               # one transaction
-        store.write(b"a.jpg", stamp, digest, row, sketch)
-    ids, rows = store.blobs("row")               # list of N int, (N, D) float16
+    with opened("index.sqlite", create=True) as store:
+        todo, gone = store.compare("photos", {b"a.jpg": stamp("photos/a.jpg")})
+        with store.db:                               # one transaction
+            store.write(b"a.jpg", stamp, digest, row, sketch)
+        ids, rows = store.blobs("row")               # list of N int, (N, D) float16
 
 Paths are bytes, relative to the folder. A stamp shows whether a file has changed without reading it. Where a
 stamp cannot, the SHA-256 of the content does.

@@ -11,12 +11,13 @@ from models.files import replacing
 
 
 class Shot(NamedTuple):
+    """One image on screen. `camera` holds the squares in view at the start and at the end, each (left, top,
+    side) in shares of the image's centre square."""
+
     start: float  # seconds
     end: float
     dissolve: float  # seconds of the dissolve into the next shot, half of them before `end`; 0 is a cut
-    camera: (
-        tuple  # squares (left, top, side) in view at start and end, as shares of the image's centre square
-    )
+    camera: tuple
 
 
 def plan(seconds, seed=0, shot_seconds=(2.0, 12.0)):

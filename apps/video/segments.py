@@ -1,10 +1,10 @@
 """Cut a sequence of embeddings into segments, to write words once per segment (VL-JEPA, section 4.6).
 
-order, heights = ward(rows)             # (F-1,), (F-1,): boundaries, in the order Ward removes them
-edges = cut(order, 8)                   # (9,): segment i is rows[edges[i]:edges[i + 1]]
-means(rows, edges), middles(edges)      # (8, Dt), (8,): what to decode
+    order, heights = ward(rows)             # (F-1,), (F-1,): boundaries, in the order Ward removes them
+    edges = cut(order, 8)                   # (9,): segment i is rows[edges[i]:edges[i + 1]]
+    means(rows, edges), middles(edges)      # (8, Dt), (8,): what to decode
 
-for decode in stream(rows): ...         # the same without looking ahead
+    for decode in stream(rows): ...         # the same without looking ahead
 
 F frames, S segments, Dt width of an embedding. `rows` (F, Dt) float32 are unit rows, one per frame, in order.
 """
@@ -39,8 +39,8 @@ def ward(rows):
 
 
 def cut(order, count):
-    """Edges (S + 1,) int64 of the `count` segments left when Ward has merged the others. ValueError for a
-    count that is not 1 to F."""
+    """Edges (S + 1,) int64 of `count` segments, limited to 1 to `frames`. Their lengths differ by a frame at
+    most."""
     frames = len(order) + 1
     if not 1 <= count <= frames:
         raise ValueError(f"{count} segments of {frames} frames; ask for 1 to {frames}")
@@ -49,7 +49,7 @@ def cut(order, count):
 
 
 def uniform(frames, count):
-    """Edges (S + 1,) int64 of `count` segments, 1 to `frames` of them, whose lengths differ by a frame at
+    """Edges (S + 1,) int64 of `count` segments, limited to 1 to `frames`. Their lengths differ by a frame at
     most."""
     count = min(max(count, 1), frames)
     return torch.linspace(0, frames, count + 1, dtype=torch.float64).round().long()

@@ -40,8 +40,7 @@ def embeddings(path, encode, step, batch=32, quiet=False):
 
 
 def whole_video(path, encode, step, quiet=False):
-    """(times, rows (F, Dt) float32, end): a frame every `step` seconds, and the end of the video in
-    seconds."""
+    """(times, rows (F, Dt) float32, end): a frame every `step` seconds; `end` is when the video ends."""
     times, rows = zip(*embeddings(path, encode, step, quiet=quiet))
     return list(times), torch.stack(rows), end_of(path, times[-1], step)
 

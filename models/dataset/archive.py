@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,7 +91,7 @@ class VisionTextDataset:
             found = f"{len(bad)} of {len(self.image_names)} images cannot be used"
             advice = "replace them, or train on the rest with --skip-bad"
             raise ValueError(f"{self.csv_path}: {found}; {advice}\n  {listed}")
-        captions = Counter(row.image_name in bad for row in self.rows)[True]
+        captions = sum(row.image_name in bad for row in self.rows)
         left_out = f"left out {len(bad)} images that cannot be used, with their {captions} captions"
         log.warning("%s: %s\n  %s", self.csv_path, left_out, listed)
         self._index([row for row in self.rows if row.image_name not in bad])
@@ -126,11 +125,8 @@ class VisionTextDataset:
             if any(twin.is_file() for twin in twins):
                 return f"{path}: no such file, but one whose name has another Unicode form; rename it"
             return f"{path}: no such file"
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # RuntimeError: a link to itself, before Python 3.13
+        except (OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: a link to itself, before Python 3.13.
             return str(error)
 
     def path(self, image):

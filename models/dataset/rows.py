@@ -116,9 +116,8 @@ def _records(path, text, separator):
             if any(fields) and header_seen:
                 yield line, fields
             header_seen = header_seen or any(fields)
-    except (
-        csv.Error
-    ) as error:  # an open quote, text after a closing quote, a field over csv.field_size_limit()
+    except csv.Error as error:
+        # An open quote, text after a closing quote, or a field over csv.field_size_limit().
         advice = 'close the quote that is open, write a quote inside a caption as ""'
         raise ValueError(f"{path}, line {start}: {error}; {advice}") from None
 

@@ -39,7 +39,7 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None):
 
 
 def _batches(decoded, size):
-    """Lists of entries of `decoded`, each with at least `size` frames; the last one may have fewer."""
+    """Lists of entries of `decoded`. A list ends when it holds `size` frames or `size` entries."""
     batch, frames = [], 0
     for entry in decoded:
         pixels, _ = entry[1]

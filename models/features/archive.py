@@ -1,5 +1,6 @@
 """Images and texts through the towers, with the feature cache in between."""
 
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,12 @@ class Features(NamedTuple):
         )
 
 
+class File(NamedTuple):
+    path: object
+    stamp: str  # taken before the content was read
+    digest: bytes | None  # SHA-256 of that content, 32 bytes; None when it cannot be read
+
+
 class Encoded(NamedTuple):
     path: object
     digest: str | None  # SHA-256 of the content, 64 hex digits; None when it cannot be read or changes
@@ -65,16 +72,16 @@ def encode_archive(
             for batch in batched(unseen, 256):
                 bad |= dataset.find_damaged(batch, workers)
                 bar.update(len(batch))
-        files = list(zip(paths, stamps, digests))
+        files = [File(*found) for found in zip(paths, stamps, digests)]
         files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
         dataset.drop(bad)
-        readable = [file for file in files if file[2]]
+        readable = [file for file in files if file.digest]
         blobs, unread, damaged = _encode_missing(store, readable, vision, batch_size, workers, quiet)
         for i, (path, _, digest) in enumerate(files):
             if digest is None or path in unread or digest in damaged:
                 error = unread.get(path) or damaged.get(digest) or f"{path}: changed meanwhile"
                 raise ValueError(f"{dataset.where(i)}: {error}; run the same command again")
-        image = _rows(store, vision, [digest for _, _, digest in files], blobs)
+        image = _rows(store, vision, [file.digest for file in files], blobs)
         return Features(
             image, _text_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of)
         )
@@ -93,77 +100,94 @@ def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, w
     `at_once` files are stored before the first of them is yielded, so a killed run repeats little."""
     with opened(cache) as store:
         for chunk in batched(list(paths), at_once):
-            stamps, errors = {}, {}
-            for path in chunk:
-                try:
-                    open(check_file(path), "rb").close()
-                    stamps[path] = stamp(path)
-                except (OSError, ValueError) as error:
-                    errors[path] = str(error)
-            digests = store.file_digests(list(stamps), list(stamps.values()), workers)
-            files = []
-            for path, digest in zip(stamps, digests):
-                if digest is None:
-                    errors[path] = f"{path}: cannot be read"
-                else:
-                    files.append((path, stamps[path], digest))
+            files, errors = _readable(store, chunk, workers)
             blobs, unread, damaged = _encode_missing(store, files, vision, batch_size, workers, quiet=True)
             errors |= unread
-            digest_of = dict(zip(stamps, digests))
+            digest_of = {file.path: file.digest for file in files}
             for path in chunk:
-                digest = digest_of.get(path)
                 if path in errors:
                     yield Encoded(path, None, None, errors[path])
-                elif digest in damaged:
-                    why = damaged[digest]
-                    yield Encoded(
-                        path, digest.hex(), None, why if str(path) in why else f"{path}: a copy of {why}"
-                    )
-                else:
-                    yield Encoded(path, digest.hex(), _rows(store, vision, [digest], blobs)[0], None)
+                    continue
+                digest = digest_of[path]
+                error = damaged.get(digest)
+                row = None
+                if error is None:
+                    row = _rows(store, vision, [digest], blobs)[0]
+                elif str(path) not in error:
+                    error = f"{path}: a copy of {error}"
+                yield Encoded(path, digest.hex(), row, error)
+
+
+def _readable(store, paths, workers):
+    """(files, errors): a File for each path that can be read, {path: error} for the others."""
+    stamps, errors = {}, {}
+    for path in paths:
+        try:
+            open(check_file(path), "rb").close()
+            stamps[path] = stamp(path)
+        except (OSError, ValueError) as error:
+            errors[path] = str(error)
+    digests = store.file_digests(list(stamps), list(stamps.values()), workers)
+    files = []
+    for path, digest in zip(stamps, digests):
+        if digest is None:
+            errors[path] = f"{path}: cannot be read"
+        else:
+            files.append(File(path, stamps[path], digest))
+    return files, errors
 
 
 def _encode_missing(store, files, vision, batch_size, workers, quiet):
-    """(blobs, unread, damaged) for files [(path, stamp, digest)]: {key: blob} of all rows, {path: error} of
-    files that cannot be read or changed meanwhile, {digest: error} of content that does not decode. Encodes
-    and stores what the cache lacks; the same content is encoded once."""
+    """(blobs, unread, damaged) for a list of File: {key: blob} of all rows, {path: error} of files that
+    cannot be read or changed meanwhile, {digest: error} of content that does not decode.
+
+    Encodes and stores what the cache lacks. The same content is encoded once; where a file cannot be read,
+    the next copy of it is tried."""
     blobs, unread, damaged = {}, {}, {}
     for tower in vision.parts:
-        keys = {digest: row_key(tower, digest) for _, _, digest in files}
-        found, _ = store.fetch(keys.values())
+        keys = {file.digest: row_key(tower, file.digest) for file in files}
+        found = store.fetch(keys.values())
         blobs |= found
-        copies = {}
+        copies = {}  # {digest: the files that hold it}, of the content to encode
         for file in files:
-            if keys[file[2]] not in found:
-                copies.setdefault(file[2], []).append(file)
-        while todo := [same.pop(0) for same in copies.values() if same]:
-            with _bar(len(todo), f"images, {tower.name}", quiet) as bar:
-                encoded = encode_ahead(todo, _frames_of, (tower,), batch_size, workers)
-                for batch in _in_batches(encoded, batch_size):
-                    good = []
-                    for (path, before, digest), rows, error in batch:
-                        if isinstance(error, OSError) or not _still_is(path, before, digest):
-                            unread[path] = str(error or f"{path}: changed while it was encoded")
-                            continue  # a copy may still be whole
-                        copies[digest] = []
-                        if error:
-                            damaged[digest] = str(error)
-                        else:
-                            good.append((keys[digest], rows[0]))
-                    if good:
-                        blobs |= store.put([key for key, _ in good], torch.stack([row for _, row in good]))
-                    bar.update(len(batch))
+            if keys[file.digest] not in found:
+                copies.setdefault(file.digest, []).append(file)
+        while copies:
+            first = [same.pop(0) for same in copies.values()]
+            for batch in _encoded_batches(first, tower, batch_size, workers, quiet):
+                rows = {}  # {key: (dim,)}
+                for file, row, error in batch:
+                    if isinstance(error, OSError) or not _still_is(file):
+                        unread[file.path] = str(error or f"{file.path}: changed while it was encoded")
+                        continue  # a copy may still be whole
+                    copies[file.digest].clear()
+                    if error:
+                        damaged[file.digest] = str(error)
+                    else:
+                        rows[keys[file.digest]] = row[0]
+                if rows:
+                    blobs |= store.put(list(rows), torch.stack(list(rows.values())))
+            copies = {digest: same for digest, same in copies.items() if same}
     return blobs, unread, damaged
 
 
+def _encoded_batches(files, tower, batch_size, workers, quiet):
+    """Yield what `encode_ahead` gives for these files, in lists of `batch_size`, under a progress bar."""
+    with _bar(len(files), f"images, {tower.name}", quiet) as bar:
+        encoded = encode_ahead(files, _frames_of, (tower,), batch_size, workers)
+        while batch := list(islice(encoded, batch_size)):
+            yield batch
+            bar.update(len(batch))
+
+
 def _frames_of(file):
-    return open_frames(file[0])
+    return open_frames(file.path)
 
 
-def _still_is(path, before, digest):
+def _still_is(file):
     """Whether a file still holds the content that its stamp and digest were taken of."""
     try:
-        return stamp(path) == before or sha256(path) == digest.hex()
+        return stamp(file.path) == file.stamp or sha256(file.path) == file.digest.hex()
     except OSError:
         return False
 
@@ -183,11 +207,10 @@ def _rows(store, vision, digests, blobs):
 def _text_rows(store, texts, text, quiet):
     """(len(texts), Dt) unit rows."""
     keys = [row_key(text, one.encode()) for one in texts]
-    blobs, _ = store.fetch(keys)
+    blobs = store.fetch(keys)
     missing = {key: one for key, one in zip(keys, texts) if key not in blobs}
-    by_length = sorted(
-        missing.items(), key=lambda item: len(item[1]), reverse=True
-    )  # similar lengths need little padding
+    # Texts of similar length need little padding.
+    by_length = sorted(missing.items(), key=lambda item: len(item[1]), reverse=True)
     with _bar(len(missing), f"captions, {text.name}", quiet) as bar:
         for batch in batched(by_length, 512):
             blobs |= store.put([key for key, _ in batch], text.encode([one for _, one in batch]))
@@ -198,17 +221,6 @@ def _text_rows(store, texts, text, quiet):
 def _unit(rows):
     """F.normalize in place: a copy of 100,000 captions is 150 MB."""
     return rows.div_(rows.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
-
-
-def _in_batches(items, size):
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _bar(total, title, quiet):

@@ -4,7 +4,7 @@ comes from.
     with opened(".cache/features.sqlite") as store:
         key = row_key(tower, content)            # 16 bytes
         store.put([key], rows)                   # (1, D), one transaction
-        blobs, damaged = store.fetch([key])      # {key: bytes}, number of rows under a wrong checksum
+        blobs = store.fetch([key])               # {key: bytes}, without rows under a wrong checksum
 """
 
 import hashlib
@@ -84,9 +84,8 @@ class FeatureCache:
 
     def _open(self):
         self.db = sqlite3.connect(self.path or ":memory:", timeout=120)
-        self.db.text_factory = lambda text: text.decode(
-            errors="replace"
-        )  # a damaged path is one not seen before
+        # A path with damaged bytes then counts as one that was not seen before.
+        self.db.text_factory = lambda text: text.decode(errors="replace")
         found = {sql for (sql,) in self.db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         if found and not found & set(SCHEMA):
             raise ValueError(
@@ -108,7 +107,7 @@ class FeatureCache:
         return self.db.execute("SELECT 1 FROM rows WHERE key = ?", (key,)).fetchone() is not None
 
     def fetch(self, keys):
-        """({key: blob} of the rows that are there, how many are damaged and left out)."""
+        """{key: blob} of the rows that are there. Damaged ones are left out and logged."""
         blobs = {}
         damaged = 0
         for key in dict.fromkeys(keys):
@@ -122,7 +121,7 @@ class FeatureCache:
                 damaged += 1
         if damaged:
             log.warning("%s: %d damaged rows, encoding them again", self.path, damaged)
-        return blobs, damaged
+        return blobs
 
     def put(self, keys, rows):
         """Store rows (B, D) as float16 in one transaction; return {key: blob}. ValueError for rows that are

@@ -136,9 +136,8 @@ def _encode(tar, vision, text, batch_size, workers, left_out, title, quiet):
             if error:
                 left_out[UNDECODABLE] += 1
                 continue
-            image.append(
-                torch.cat([row.half() for row in rows])
-            )  # each tower rounded for itself, as in the cache
+            # Each tower's row is rounded on its own, as in the cache.
+            image.append(torch.cat([row.half() for row in rows]))
             image_of += [len(names)] * len(sample.captions)
             captions += sample.captions
             names.append(sample.name)
@@ -156,9 +155,8 @@ def _encode(tar, vision, text, batch_size, workers, left_out, title, quiet):
 
 def _text_rows(captions, text):
     """{caption: (Dt,) float16 row} of the distinct captions."""
-    distinct = sorted(
-        set(captions), key=lambda caption: (-len(caption), caption)
-    )  # similar lengths need little padding
+    # Texts of similar length need little padding.
+    distinct = sorted(set(captions), key=lambda caption: (-len(caption), caption))
     found = {}
     for batch in batched(distinct, 512):
         rows = text.encode(batch)

@@ -16,18 +16,12 @@ from typing import NamedTuple
 
 # (key, ending) as WebDataset has them: a key ends at the first dot of the file name.
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
-KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | dict(
-    txt="txt", json="json"
-)  # no other member is read
+# What each file ending holds. No other member is read.
+KINDS = dict(jpg="image", jpeg="image", png="image", webp="image", txt="txt", json="json")
 LIMITS = dict(image=64 << 20, txt=1 << 20, json=1 << 20)  # bytes of a member
 TOO_LARGE = "over the limit of 64 MiB per image, 1 MiB per text"
-DAMAGED = (
-    tarfile.TarError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)  # raised for mutated headers
+# What tarfile raises for damaged headers.
+DAMAGED = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
 class Member(NamedTuple):

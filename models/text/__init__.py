@@ -54,15 +54,11 @@ class TextEncoder:
         self.path = _find(name, self.spec, download)
         digests = _digests(name, self.path)
         for file, expected in self.spec["sha256"].items() if self.spec else ():
-            if digests.get(file) != expected:
-                found = (
-                    f"SHA-256 {digests[file]} is not that of {name} ({expected})"
-                    if file in digests
-                    else "is missing"
-                )
-                raise ValueError(
-                    f"{self.path / file}: {found}; install the package again, or delete the cached copy"
-                )
+            found = digests.get(file)
+            if found != expected:
+                wrong = f"SHA-256 {found} is not that of {name} ({expected})" if found else "is missing"
+                advice = "install the package again, or delete the cached copy"
+                raise ValueError(f"{self.path / file}: {wrong}; {advice}")
         self.sha256 = digests[_weights(name, self.path, digests)]
         self.key = hashlib.sha256(repr(digests).encode()).hexdigest()
 
@@ -119,12 +115,10 @@ def _find(name, spec, download):
 
 def _digests(name, folder):
     """{file below the folder: SHA-256}, sorted, without what the tower does not read."""
-    if not any(
-        (folder / file).is_file() for file in ("modules.json", "config.json")
-    ):  # or "/" is hashed whole
-        raise FileNotFoundError(
-            f"text tower {name}: {folder} holds no modules.json or config.json: not a model's folder"
-        )
+    # Without this check, a folder such as "/" would be hashed whole.
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        wrong = f"{folder} holds no modules.json or config.json: not a model's folder"
+        raise FileNotFoundError(f"text tower {name}: {wrong}")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     needed = [path for path in files if not any(path.match(pattern) for pattern in NOT_NEEDED)]
     return {path.relative_to(folder).as_posix(): sha256(path) for path in needed}

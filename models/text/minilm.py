@@ -2,6 +2,7 @@
 gives the same rows to 4e-7, takes four seconds to import, and pads every text to the longest of its batch.
 Here the tokens of all texts follow each other."""
 
+import math
 from itertools import chain, groupby
 
 import torch
@@ -47,16 +48,15 @@ class MiniLM(nn.Module):
     def rows(self, ids):
         """Lists of token numbers, sorted by length -> (len(ids), Dt). Products take the tokens of all texts
         at once, attention those of one length."""
-        groups, count = [], 0  # (first row, number of texts, tokens of each)
+        groups = []  # (first row, number of texts, tokens of each)
+        count = 0
         for length, texts in groupby(map(len, ids)):
             number = len(list(texts))
             groups.append((count, number, length))
             count += number * length
-        # oneDNN keeps a kernel, a megabyte of it, for every number of rows it has seen; so there are few.
-        padded = max(8, 1 << (count - 1).bit_length()) if count <= 512 else -(-count // 512) * 512
         places = torch.cat([torch.arange(length).repeat(number) for _, number, length in groups])
         tokens = torch.tensor(list(chain.from_iterable(ids)), device=self.words.device)
-        x = self.words.new_zeros(padded, self.words.shape[1])
+        x = self.words.new_zeros(_padded(count), self.words.shape[1])
         x[:count] = self.words[tokens] + self.places[places.to(tokens.device)]  # (tokens, Dt)
         x = self.norm(x)
         for layer in self.layers:
@@ -84,12 +84,22 @@ class Layer(nn.Module):
         projected, attended = self.qkv(x), torch.zeros_like(x)
         for start, n, t in groups:  # n texts of t tokens
             rows = slice(start, start + n * t)
-            q, k, v = (
-                projected[rows].view(n, t, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-            )  # each (n, HEADS, t, Dt / HEADS)
+            heads = projected[rows].view(n, t, 3, HEADS, -1)
+            q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (n, HEADS, t, Dt / HEADS)
             attended[rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * t, -1)
         x = self.norm_attention(x + self.out(attended))
         return self.norm_output(x + self.down(self.up(x, "gelu")))
+
+
+def _padded(count):
+    """`count` rounded up to a power of two from 8 to 512, or to a multiple of 512. oneDNN keeps a kernel of a
+    megabyte for every number of rows it has seen, so there must be few of them."""
+    if count > 512:
+        return 512 * math.ceil(count / 512)
+    size = 8
+    while size < count:
+        size *= 2
+    return size
 
 
 def _batches(ids):

@@ -50,16 +50,20 @@ def VisionEncoder(device="cpu", name="clip-vit-b-16", path=None, download=True):
 
     Raises ValueError for an unknown name and for other weights than the name promises, and FileNotFoundError
     for weights that are not on this machine and cannot be fetched."""
-    # Not every + joins: a path may hold some.
-    start = "|".join(
-        [*(f"{family}:" for family in FAMILIES), *(rf"{re.escape(n)}(?=\+|$)" for n in VISION_ENCODERS)]
-    )
-    names = re.split(rf"\+(?={start})", name)
+    names = _split_names(name)
     if len(names) == 1:
         return _single(device, name, path, download)
-    return Joined(
-        device, name, [_single(device, n, p, download) for n, p in zip(names, _paths(name, names, path))]
-    )
+    paths = _paths(name, names, path)
+    parts = [_single(device, part, file, download) for part, file in zip(names, paths)]
+    return Joined(device, name, parts)
+
+
+def _split_names(name):
+    """The names that are joined in `name`, a list. A + joins only where another tower's name follows it,
+    since the path of a file may hold a + too."""
+    families = [f"{family}:" for family in FAMILIES]
+    towers = [rf"{re.escape(tower)}(?=\+|$)" for tower in VISION_ENCODERS]
+    return re.split(rf"\+(?={'|'.join(families + towers)})", name)
 
 
 def _single(device, name, path, download):

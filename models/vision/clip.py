@@ -15,10 +15,8 @@ from .weights import local_file, reader
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)  # the weights in open_clip's repositories
+# The weights in open_clip's repositories.
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PACKAGED = "efficientnet-lite0-stages"  # the tower that needs no hub: it comes with requirements.txt
 
 
@@ -111,9 +109,8 @@ class Clip(Tower):
 
 
 def _last_block(network, first, patches):
-    tokens = torch.cat(
-        [first.expand(len(patches), -1, -1), patches.flatten(2).mT], dim=1
-    )  # (B, P + 1, width)
+    first = first.expand(len(patches), -1, -1)
+    tokens = torch.cat([first, patches.flatten(2).mT], dim=1)  # (B, P + 1, width)
     return F.normalize(network.pooled(network.blocks[-1](tokens)), dim=-1)
 
 

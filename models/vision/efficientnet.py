@@ -121,8 +121,8 @@ class EfficientNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Expand (not in the first block), convolve each channel, project; plus the input where the width
-    stays."""
+    """1 x 1 expansion (absent in the first block), depthwise convolution, 1 x 1 projection. The input is
+    added where width and resolution stay the same."""
 
     def __init__(self, weights, at, stride, has_skip):
         super().__init__()

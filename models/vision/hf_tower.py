@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -208,29 +207,16 @@ def _weights(name, path):
 
 
 def pixel_spec(name, path):
-    """The `pixel_spec` of a folder's image processor. ValueError for preprocessing that pixels.py does not
-    know."""
+    """The `pixel_spec` of a folder's image processor. ValueError for preprocessing that pixels.py lacks."""
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(
-        path, local_files_only=True, trust_remote_code=False, backend="pil"
-    )
-    said = processor.to_dict()
-    unknown = partial(
-        ValueError, f"image tower {name}: its preprocessing ({said}) is not one of those written here"
-    )
-    size, crop = dict(said["size"]), dict(said.get("crop_size") or {})
-    edge = size.get("shortest_edge")
-    if said.get("crop_pct"):  # ConvNeXT's: crop a share of small images, squash large ones
-        resize = "shortest" if edge < 384 else "squash"
-        scale, kept = int(edge / said["crop_pct"]) if edge < 384 else edge, edge
-    else:
-        resize = "shortest" if edge else "squash"
-        scale = edge or size.get("height")
-        kept = crop.get("height") if said.get("do_center_crop") else scale
-        whole = edge and not said.get("do_center_crop")
-        if whole or scale != (edge or size.get("width")) or crop and kept not in (scale, crop.get("width")):
-            raise unknown()
+    options = dict(local_files_only=True, trust_remote_code=False, backend="pil")
+    said = AutoImageProcessor.from_pretrained(path, **options).to_dict()
+    unknown = ValueError(f"image tower {name}: its preprocessing ({said}) is not one of those written here")
+    resizing = _resizing(said)
+    if resizing is None:
+        raise unknown
+    resize, scale, kept = resizing
     if (
         not said.get("do_resize")
         or not scale
@@ -239,7 +225,7 @@ def pixel_spec(name, path):
         or said.get("resample") not in INTERPOLATIONS
         or abs(said.get("rescale_factor", 0) - 1 / 255) > 1e-9
     ):
-        raise unknown()
+        raise unknown
     normalise = said.get("do_normalize")
     return dict(
         size=kept,
@@ -250,3 +236,23 @@ def pixel_spec(name, path):
         interpolation=INTERPOLATIONS[said["resample"]],
         margin="floor",
     )
+
+
+def _resizing(said):
+    """(resize, scale, kept) of an image processor's settings: how it resizes, to how many pixels, and how
+    many of them the centre crop keeps. None where the result is not a square."""
+    size = dict(said["size"])
+    crop = dict(said.get("crop_size") or {})
+    edge = size.get("shortest_edge")
+    if said.get("crop_pct"):  # ConvNeXT crops a share of small images and squashes large ones
+        if edge >= 384:
+            return "squash", edge, edge
+        return "shortest", int(edge / said["crop_pct"]), edge
+    is_cropped = said.get("do_center_crop")
+    resize = "shortest" if edge else "squash"
+    scale = edge or size.get("height")
+    kept = crop.get("height") if is_cropped else scale
+    is_square = is_cropped if edge else scale == size.get("width")
+    if crop and kept not in (scale, crop.get("width")):
+        is_square = False
+    return (resize, scale, kept) if is_square else None

@@ -8,15 +8,11 @@ import torch
 
 from . import clip
 from .clip import Clip
+from .tower import Tower
 from .weights import read_weights
 
-PLAIN = {
-    "layers",
-    "width",
-    "patch_size",
-    "head_width",
-    "mlp_ratio",
-}  # the settings of clip.VisionTransformer, the last optional
+# The settings that clip.VisionTransformer takes; `mlp_ratio` has a default.
+PLAIN = {"layers", "width", "patch_size", "head_width", "mlp_ratio"}
 
 
 class OpenClip(Clip):
@@ -36,26 +32,24 @@ class OpenClip(Clip):
         from open_clip.model import _build_vision_tower
 
         config = open_clip.get_model_config(self.model)
-        vision = config["vision_cfg"] | dict(
-            output_tokens=False
-        )  # CoCa's tokens would come beside the features
+        # CoCa would return its tokens beside the features.
+        vision = config["vision_cfg"] | dict(output_tokens=False)
         build = partial(_build_vision_tower, config["embed_dim"], vision, config.get("quick_gelu", False))
         weights = read_weights(self.path, "visual.")
-        with torch.device("meta"):  # the image tower alone, and no random weights made to be thrown away
+        with torch.device("meta"):  # no random weights that are then thrown away
             network = build()
         try:
             network.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise self.misfit(error) from None
-        if any(
-            buffer.is_meta for buffer in network.buffers()
-        ):  # no file holds some, such as EVA-02's rotary tables
+        if any(buffer.is_meta for buffer in network.buffers()):
+            # No file holds some buffers, such as EVA-02's rotary tables: building computes them.
             network = build()
             network.load_state_dict(weights, assign=True)
         return network.float()
 
     def explain(self, pixels, mean):
-        return super(Clip, self).explain(pixels, mean)
+        return Tower.explain(self, pixels, mean)  # Clip's needs the blocks of clip.VisionTransformer
 
 
 def open_clip_tower(device, name, path=None, download=True):
@@ -113,10 +107,9 @@ def _local(name, path):
 
 
 def _check_preprocessing(name, seen):
-    if seen.get("interpolation", "bicubic") != "bicubic" or seen.get("resize_mode", "shortest") not in (
-        "shortest",
-        "squash",
-    ):
+    interpolation = seen.get("interpolation", "bicubic")
+    resize = seen.get("resize_mode", "shortest")
+    if interpolation != "bicubic" or resize not in ("shortest", "squash"):
         raise ValueError(f"image tower {name}: its preprocessing ({seen}) is not one of those written here")
 
 

@@ -53,8 +53,7 @@ def joined_pixels(preprocesses, image):
 
 
 def visible(spec, width, height):
-    """(left, top, right, bottom) of the part of a width x height image that preprocessing keeps, in its
-    pixels."""
+    """(left, top, right, bottom), in pixels of a width x height image: what preprocessing keeps."""
     share = spec["size"] / spec.get("scale", spec["size"])
     across, down = (width, height) if spec["resize"] == "squash" else (min(width, height),) * 2
     across, down = round(across * share), round(down * share)

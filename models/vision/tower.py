@@ -105,14 +105,14 @@ class Tower:
             images = images.pin_memory()  # the copy runs beside the tower's work; never tried on a GPU
         images = images.to(self.device, self.dtype, non_blocking=cuda)
         at_once = self.at_once if self.device.type == "cpu" and self.at_once else len(images)
+        batches = images.split(at_once)
         with torch.autocast(self.device.type, enabled=False):  # a tower has its own precision
             if not places:
-                return torch.cat([F.normalize(self.fast(x).float(), dim=-1) for x in images.split(at_once)])
-            found = [self.fast.with_places(x) for x in images.split(at_once)]
+                return torch.cat([F.normalize(self.fast(batch).float(), dim=-1) for batch in batches])
+            found = [self.fast.with_places(batch) for batch in batches]
         rows = torch.cat([F.normalize(features.float(), dim=-1) for features, _ in found])  # (B, dim)
-        return rows, torch.cat(
-            [on_grid(maps.float()).flatten(2).mT for _, maps in found]
-        )  # (B, P, places_dim)
+        grids = [on_grid(maps.float()).flatten(2).mT for _, maps in found]
+        return rows, torch.cat(grids)  # (B, dim), (B, P, places_dim)
 
     @property
     def parts(self):

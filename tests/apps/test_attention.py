@@ -116,9 +116,8 @@ def test_shares_are_the_naive_integral(world):
     model, tower = world.model, world.model.vision
     text = model.encode_text(["a cat"])
     pixels = tower.preprocess(IMAGE)[None]
-    maps, _, _ = tower.explain(
-        pixels, torch.zeros(tower.dim)
-    )  # the mean is zero: this run does not standardise
+    mean = torch.zeros(tower.dim)  # this run does not standardise
+    maps, _, _ = tower.explain(pixels, mean)
     features, slope, steps = tower.encode(pixels), 0, 400
     for i in range(steps):
         point = ((i + 0.5) / steps * features).requires_grad_()

@@ -97,9 +97,8 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
     assert (tower.encode(TEXTS) - rows).abs().max() < 1e-6
     tokenizer = copy / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
-    assert (
-        TextEncoder("cpu", str(copy)).key != minilm.key
-    )  # settings count: other embeddings must not be taken from the cache
+    # Settings count: other embeddings must not be taken from the cache.
+    assert TextEncoder("cpu", str(copy)).key != minilm.key
 
 
 def test_folder_without_weights_is_refused(tmp_path):

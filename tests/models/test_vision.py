@@ -63,9 +63,8 @@ def test_lite_with_its_head_names_photographs(plain, name):
 
     assert set(guesses(data.chelsea())[:3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
     assert guesses(data.coffee())[0] in (967, 968, 504)  # espresso, cup, coffee mug
-    assert (
-        657 in guesses(data.rocket())[:2]
-    )  # missile; the other is 744, projectile, or 540, a drilling platform
+    # 657 is missile; the other guess is 744, projectile, or 540, a drilling platform.
+    assert 657 in guesses(data.rocket())[:2]
 
 
 def timm_rows(network, pixels):
@@ -181,9 +180,8 @@ def test_clip_encode_equals_open_clip(clip, clip_model, clip_pixels):
 def test_clip_packed_for_the_cpu_equals_the_plain_network(clip, clip_pixels):
     rows = clip.encode(clip_pixels)
     assert (rows - F.normalize(clip.network(clip_pixels), dim=-1)).abs().max() < 2e-6
-    assert torch.equal(
-        rows[2:], clip.encode(clip_pixels[2:])
-    )  # features do not depend on the rest of the batch
+    # Features do not depend on the rest of the batch, but for the order of sums on some CPUs.
+    assert (rows[2:] - clip.encode(clip_pixels[2:])).abs().max() < 1e-6
 
 
 @pytest.fixture(scope="session")

@@ -88,5 +88,5 @@ def test_hundred_thousand_captions_of_twenty_thousand_images_stay_under_two_giga
         ("apps.search.__main__", "find", "two persons at a table", *search),
     ]
     seen = [step(large, *arguments) for arguments in steps]
-    assert f"{IMAGES:,} images" in seen[3][2] and "0 new" in seen[4][2]
+    assert f"{IMAGES:,} indexed" in seen[3][2] and "0 new" in seen[4][2]
     assert max(peak for _, peak, _ in seen) < LIMIT
