@@ -1,0 +1,55 @@
+"""Convert the official files of published data sets into the CSVs of this project.
+
+Captions, for train.py:
+
+    python -m tools.prepare flickr8k captions.txt --images Images
+    python -m tools.prepare flickr8k Flickr8k.token.txt --split Flickr_8k.trainImages.txt --out data/train
+    python -m tools.prepare flickr30k results.csv --images flickr30k_images
+    python -m tools.prepare coco captions_train2017.json --images train2017
+    python -m tools.prepare karpathy dataset_coco.json --images coco --split train+restval --out data/train
+
+This writes caption.csv (every caption) and unique_caption.csv (the first caption of each image).
+"""
+
+import sys
+from argparse import BooleanOptionalAction
+from pathlib import Path
+
+from models import script
+
+from . import captions
+
+
+def prepare(args):
+    """Convert the files, and print what was done. Raises ValueError or OSError with the way out."""
+    print(*captions.convert(args), sep="\n")
+
+
+def main(argv=None):
+    """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
+    p = script.parser("python -m tools.prepare", __doc__)
+    p.add_argument("format", choices=captions.READERS, help="the data set")
+    p.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="the official captions file",
+    )
+    p.add_argument(
+        "--images", type=Path, metavar="DIR", help="image folder; rows of images not in it are dropped"
+    )
+    p.add_argument(
+        "--split",
+        help="coco, karpathy: a split, or several as a+b; flickr8k, flickr30k: a list of image names",
+    )
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the CSVs (default: that of SOURCE)")
+    p.add_argument(
+        "--overwrite", action=BooleanOptionalAction, default=False, help="replace CSVs that exist already"
+    )
+    args = p.parse_args(argv)
+    return script.run("prepare", lambda: prepare(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
