@@ -31,7 +31,7 @@ CONTRACTIONS = {"oclock": "o'clock", "maam": "ma'am", "yall": "y'all"} | {
     for ending, words in ENDINGS.items()
     for word in words.split()
 }
-# The evaluation's list: of ASCII punctuation, an answer keeps ' : # $ % & * ^ | ~ and a point in a number.
+# As in the evaluation script: of ASCII punctuation, an answer keeps ' : # $ % & * ^ | ~ and a decimal point.
 PUNCTUATION = re.compile(r"[]!\"()+,/;<=>?@\[\\_`{}-]")
 COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 POINT = re.compile(r"\.(?!\d)")  # one that no digit follows
