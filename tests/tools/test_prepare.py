@@ -1,4 +1,4 @@
-"""tools/prepare.py on tiny copies of the official files, with the known traps of each."""
+"""tools/prepare on tiny copies of the official files, with the known traps of each."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tools.prepare import main
+from tools.prepare.__main__ import main
 
 COCO = {
     "images": [{"id": 9, "file_name": "9.jpg"}, {"id": 4, "file_name": "4.jpg"}],

@@ -1,28 +1,14 @@
-"""Convert the official captions of Flickr8k, Flickr30k, COCO or Karpathy for train.py.
+"""The official captions of Flickr8k, Flickr30k and COCO, and Karpathy's splits."""
 
-    python -m tools.prepare flickr8k captions.txt --images Images
-    python -m tools.prepare flickr8k Flickr8k.token.txt --split Flickr_8k.trainImages.txt --out data/train
-    python -m tools.prepare flickr30k results.csv --images flickr30k_images
-    python -m tools.prepare coco captions_train2017.json --images train2017
-    python -m tools.prepare karpathy dataset_coco.json --images coco --split train+restval --out data/train
-
-Writes caption.csv (every caption) and unique_caption.csv (the first caption of each image).
-"""
-
-import csv
 import json
-import os
 import re
 import shlex
 import statistics
-import sys
-from argparse import BooleanOptionalAction
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-from models import script
-from models.files import replacing
+from .shared import check_paths, field, image_problem, summary, write_csv
 
 TOKEN = re.compile(r"(?P<name>.+?)#\d+\t(?P<caption>.*)")
 # Some copies of captions.txt quote a caption that holds commas, others do not. No image name holds one.
@@ -62,17 +48,6 @@ def read_flickr(header, pattern, text, source, notes):
             continue
         caption = row["caption"] if row["caption"] is not None else row["quoted"].replace('""', '"')
         yield row["name"], caption, None
-
-
-def field(entry, key, kind, place):
-    """entry[key], which must be a `kind`. Raises ValueError with its place in the JSON file."""
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, kind):
-        return value
-    raise ValueError(
-        f"{place}: expected a {kind.__name__} {key!r}, found {str(entry)[:100]}; "
-        "fix it, or check SOURCE and its format"
-    )
 
 
 def read_coco(text, source, notes):
@@ -151,17 +126,6 @@ def select(rows, split, source, notes):
     return kept
 
 
-def image_problem(images, name):
-    """Why `name` is not an image inside the folder `images`, or None."""
-    from models.dataset import image_path
-
-    try:
-        found = os.path.isfile(image_path(images, name))
-    except ValueError:
-        return "dropped, outside the image folder"
-    return None if found else "dropped, not in the image folder"
-
-
 def keep_good(rows, images, notes):
     """{image name: captions} in the order of the rows, without empty captions and unusable images."""
     problems = {name: image_problem(images, name) for name in {row[0] for row in rows}} if images else {}
@@ -178,39 +142,15 @@ def keep_good(rows, images, notes):
     return captions
 
 
-def check_paths(source, images, outputs, overwrite):
-    """Raise ValueError when something to read is missing, or something to write exists already."""
-    if not source.is_file():
-        what = "a folder" if source.is_dir() else "no such file"
-        raise ValueError(f"{source}: {what}; SOURCE is the captions file itself")
-    if images and not images.is_dir():
-        raise ValueError(f"--images {images}: no such folder; give the folder that holds the images")
-    for path in outputs:
-        if path.exists() and path.samefile(source):
-            raise ValueError(f"{path} is SOURCE; give another --out")
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; replace it with --overwrite, or give another --out")
-
-
-def write_csv(path, rows):
-    """Write a captions file of (image name, caption) rows, whole or not at all."""
-    with replacing(path) as new, open(new, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("image_name", "comment"), *rows])
-
-
-def summary(notes):
-    """One line for each kind of note, with its number and the first three places."""
-    for what, places in notes.items():
-        if places:
-            names = sorted(set(places))
-            yield f"{len(places):>9,} {what}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}"
-
-
-def prepare(args):
-    """Convert the file, and print what was done. Raises ValueError or OSError with the way out."""
-    source, images, out = args.source, args.images, args.out or args.source.parent
+def convert(args):
+    """Write caption.csv and unique_caption.csv; a list of lines that say what was done. Raises ValueError
+    or OSError with the way out."""
+    if len(args.source) > 1:
+        raise ValueError(f"{args.format} takes one SOURCE, the captions file; got {len(args.source)}")
+    (source,), images = args.source, args.images
+    out = args.out or source.parent
     full, unique = out / "caption.csv", out / "unique_caption.csv"
-    check_paths(source, images, (full, unique), args.overwrite)
+    check_paths([source], images, (full, unique), args.overwrite)
     notes = defaultdict(list)
     rows = read(args.format, source, notes)
     if args.split is not None:
@@ -222,33 +162,12 @@ def prepare(args):
     write_csv(full, [(name, text) for name, texts in captions.items() for text in texts])
     write_csv(unique, [(name, texts[0]) for name, texts in captions.items()])
     each = sorted(map(len, captions.values()))
-    print(f"{len(each):>9,} images")
     spread = f"min {each[0]}, median {statistics.median(each):g}, max {each[-1]}"
-    print(f"{sum(each):>9,} captions; per image {spread}")
-    print(*summary(notes), f"written: {full} and {unique}", sep="\n")
     command = ["python", "train.py", "--csv", str(full), "--images", str(images or "IMAGE_FOLDER")]
-    print("next:   ", shlex.join(command))
-
-
-def main(argv=None):
-    """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
-    p = script.parser("python -m tools.prepare", __doc__)
-    p.add_argument("format", choices=READERS, help="where the captions come from")
-    p.add_argument("source", type=Path, metavar="SOURCE", help="the official captions file")
-    p.add_argument(
-        "--images", type=Path, metavar="DIR", help="image folder; captions of images not in it are dropped"
-    )
-    p.add_argument(
-        "--split",
-        help="coco, karpathy: a split, or several as a+b; flickr8k, flickr30k: a list of image names",
-    )
-    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the two CSVs (default: that of SOURCE)")
-    p.add_argument(
-        "--overwrite", action=BooleanOptionalAction, default=False, help="replace CSVs that exist already"
-    )
-    args = p.parse_args(argv)
-    return script.run("prepare", lambda: prepare(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return [
+        f"{len(each):>9,} images",
+        f"{sum(each):>9,} captions; per image {spread}",
+        *summary(notes),
+        f"written: {full} and {unique}",
+        f"next:    {shlex.join(command)}",
+    ]

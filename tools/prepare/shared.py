@@ -1,0 +1,76 @@
+"""What captions and questions share: checked fields of JSON, the image folder, the CSV, the summary."""
+
+import csv
+import json
+import os
+
+from models.files import replacing
+
+
+def load_json(source, kind=dict):
+    """The `kind`, dict or list, that a JSON file holds. Raises ValueError with what the file begins with."""
+    try:
+        data = json.loads(source.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{source}: expected JSON in UTF-8 ({error}); it begins {source.read_bytes()[:80]}; "
+            "unpack it, or download it again"
+        ) from None
+    if isinstance(data, kind):
+        return data
+    raise ValueError(
+        f"{source}: expected a {kind.__name__}, found {str(data)[:100]}; check SOURCE and its format"
+    )
+
+
+def field(entry, key, kind, place):
+    """entry[key], which must be a `kind`. Raises ValueError with its place in the JSON file."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(value, kind):
+        return value
+    raise ValueError(
+        f"{place}: expected a {kind.__name__} {key!r}, found {str(entry)[:100]}; "
+        "fix it, or check SOURCE and its format"
+    )
+
+
+def image_problem(images, name):
+    """Why `name` is not an image inside the folder `images`, or None."""
+    from models.dataset import image_path
+
+    try:
+        found = os.path.isfile(image_path(images, name))
+    except ValueError:
+        return "dropped, outside the image folder"
+    return None if found else "dropped, not in the image folder"
+
+
+def check_paths(sources, images, outputs, overwrite):
+    """Raise ValueError when something to read is missing, or something to write exists already."""
+    for source in sources:
+        if not source.is_file():
+            what = "a folder" if source.is_dir() else "no such file"
+            raise ValueError(f"{source}: {what}; SOURCE is the official file itself")
+    if images and not images.is_dir():
+        raise ValueError(f"--images {images}: no such folder; give the folder that holds the images")
+    for path in outputs:
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise ValueError(f"{path} is SOURCE; give another --out")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists; replace it with --overwrite, or give another --out")
+
+
+def write_csv(path, rows, header=("image_name", "comment")):
+    """Write a CSV of these rows, whole or not at all; captions by default."""
+    with replacing(path) as new, open(new, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def summary(notes):
+    """One line for each kind of note, with its number and the first three places."""
+    for what, places in notes.items():
+        if places:
+            names = sorted(set(places))
+            yield f"{len(places):>9,} {what}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}"
