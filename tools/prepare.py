@@ -192,10 +192,10 @@ def check_paths(source, images, outputs, overwrite):
             raise ValueError(f"{path} exists; replace it with --overwrite, or give another --out")
 
 
-def write_csv(path, rows):
-    """Write a captions file of (image name, caption) rows, whole or not at all."""
+def write_csv(path, rows, header=("image_name", "comment")):
+    """Write a captions file of (image name, caption) rows, or one of another header, whole or not at all."""
     with replacing(path) as new, open(new, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("image_name", "comment"), *rows])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def summary(notes):
