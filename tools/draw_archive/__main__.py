@@ -1,11 +1,12 @@
 """Draw the archive that ships with the project, so that the first run needs no download.
 
-    python -m tools.draw_archive --out images --captions five.csv --unique one.csv
+    python -m tools.draw_archive --out images --captions five.csv --unique one.csv --questions asked.csv
+    python -m tools.draw_archive --only-questions --overwrite     questions.csv alone; needs no font
     python -m tools.draw_archive --boxes boxes.json      where things are, for apps.attention --pointing
 
 An image shows colour emoji (Noto Color Emoji, OFL) in a drawn setting. Everything follows from the seed
-and the number of the image: layout.py places things, captions.py describes them, drawing.py draws them,
-vocabulary.json holds the words.
+and the number of the image: layout.py places things, captions.py describes them, questions.py asks about
+them, drawing.py draws them, vocabulary.json and wordings.py hold the words.
 """
 
 import json
@@ -20,6 +21,7 @@ from tools.prepare import write_csv
 from .captions import article, captions, unique
 from .drawing import FONT, draw, load_font
 from .layout import layout
+from .questions import Row, questions, report
 
 
 def parse(argv):
@@ -40,11 +42,22 @@ def parse(argv):
         default="unique_caption.csv",
         help="CSV, one caption per image (default %(default)s)",
     )
+    p.add_argument(
+        "--questions",
+        type=Path,
+        default="questions.csv",
+        help="CSV, questions with answers and types (default %(default)s)",
+    )
     p.add_argument("--count", type=int, default=1000, help="number of images (default %(default)s)")
     p.add_argument(
         "--seed", type=int, default=0, help="another seed draws another archive (default %(default)s)"
     )
     p.add_argument("--font", default=FONT, help="path of NotoColorEmoji.ttf (default %(default)s)")
+    p.add_argument(
+        "--only-questions",
+        action="store_true",
+        help="write only the CSV of the questions; needs no font",
+    )
     p.add_argument(
         "--boxes",
         type=Path,
@@ -64,9 +77,25 @@ def boxes(scene):
     return found
 
 
+def ask(path, scenes):
+    """Write the questions about the scenes and print how they are distributed."""
+    rows = questions(scenes)
+    write_csv(path, rows, Row._fields)
+    print("\n".join(report(rows)))
+    print(f"questions written to {path}")
+
+
+def outputs(args):
+    """The paths that these flags write."""
+    if args.boxes:
+        return [args.boxes]
+    return [args.questions] if args.only_questions else [args.out, args.captions, args.unique, args.questions]
+
+
 def work(args):
-    """Write the boxes, or else the images and both CSVs. Raises ValueError when a path exists already."""
-    for path in [args.boxes] if args.boxes else [args.out, args.captions, args.unique]:
+    """Write the boxes, or the questions, or else the images and all CSVs. Raises ValueError when a path
+    exists already."""
+    for path in outputs(args):
         if path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists; replace it with --overwrite, or give another path")
     scenes = [layout(index, args.seed) for index in range(args.count)]
@@ -75,6 +104,9 @@ def work(args):
         with replacing(args.boxes) as new:
             new.write_text(text + "\n", encoding="utf-8")
         print(f"boxes of {len(scenes)} images written to {args.boxes}")
+        return
+    if args.only_questions:
+        ask(args.questions, scenes)
         return
     font = load_font(args.font)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -85,6 +117,7 @@ def work(args):
     size = sum((args.out / scene.name).stat().st_size for scene in scenes)
     print(f"{len(scenes)} images, {size / 1e6:.1f} MB, written to {args.out}")
     print(f"captions written to {args.captions} and {args.unique}")
+    ask(args.questions, scenes)
 
 
 def main(argv=None):
