@@ -4,7 +4,9 @@
     python eval.py photo.jpg --labels "a dog" "a cat"   your image, your labels
     python eval.py --csv caption.csv --held-out         retrieval both ways over a captions CSV
     python eval.py --classes DIR                        zero-shot classification of class folders
-    python eval.py photo.jpg --onnx model.int8.onnx     any of these from a file of apps.export
+    python eval.py photo.jpg --ask "What color is it?"  answers, from a run trained with --questions
+    python eval.py --questions questions.csv            how often the answers are right
+    python eval.py photo.jpg --onnx model.int8.onnx     labels and retrieval from a file of apps.export
 
 Each takes --json FILE for the result as JSON.
 """
@@ -16,6 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 IMAGE = "my_image_archive/10002456.jpg"
+UNLIKE = 0.6  # cosine of a question with the nearest one of training below which a note is printed
 LABELS = ["persons hanging bridge and cable", "person stirring pan", "person washing dishes"]
 
 
@@ -38,6 +41,15 @@ def parse(argv):
     )
     add("--classes", help="folder of class folders: zero-shot accuracy and a confusion matrix", metavar="DIR")
     add("--classnames", help="a text file of `folder<TAB>name` lines for --classes", metavar="FILE")
+    add = p.add_argument_group("questions").add_argument
+    add("--ask", nargs="+", help="questions about each image", metavar="QUESTION")
+    add(
+        "--answers",
+        nargs="+",
+        help="what to choose from (default: all answers of training)",
+        metavar="ANSWER",
+    )
+    add("--questions", help="print the accuracy over this questions file", metavar="FILE")
     add = p.add_argument_group("retrieval").add_argument
     add("--csv", help="print the retrieval table of this captions file")
     add(
@@ -74,6 +86,8 @@ def parse(argv):
         p.error(
             f"--json {args.json}: overwrites that file; give a name that ends in .json, or put --json last"
         )
+    if args.onnx and (args.ask or args.questions):
+        p.error("--onnx: an exported file answers no questions; take --run")
     if args.onnx and (args.held_out or args.hub_correction):
         p.error("--onnx: names no training images, which --held-out and --hub-correction need; take --run")
     return args
@@ -106,6 +120,64 @@ def answer(args, model):
     return results
 
 
+def ask(args, model):
+    """The nearest answer to each question about each image, and the five best."""
+    from models.dataset import expand
+
+    candidates = list(dict.fromkeys(args.answers)) if args.answers else None
+    paths, results = expand(args.image), []
+    model.check_answers()
+    familiar = model.familiarity(args.ask).tolist()
+    for path in paths:
+        scores = model.answer_scores(path, args.ask, candidates)[0]  # (K, A)
+        names = candidates or list(model.config["answers"])
+        for question, row, cosine in zip(args.ask, scores, familiar):
+            best = row.argsort(descending=True, stable=True)[:5].tolist()
+            ranked = {names[i]: row[i].item() for i in best}
+            results.append(dict(image=str(path), question=question, answer=names[best[0]], scores=ranked))
+            if len(paths) > 1 or len(args.ask) > 1:
+                print(f"{path}: {question}")
+            print(f"Answer: {names[best[0]]}")
+            for answer, score in ranked.items():
+                print(f"  {score:7.4f}  {answer}")
+            if cosine < UNLIKE:
+                print(f"note: unlike every question it was trained on (cosine {cosine:.2f} with the nearest)")
+    return results
+
+
+def questions(args, model):
+    """The accuracy over a questions file: baselines, and this model with its 95 % interval."""
+    from models import answering, report
+    from models.dataset import VisionTextDataset, read_questions
+    from models.features import encode_archive, encode_texts
+
+    images = args.images or model.recipe.get("images")
+    if not images:
+        raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
+    rows = [row for row in read_questions(args.questions, args.image_column, args.skip_bad) if row.question]
+    if not rows:
+        raise ValueError(f"{args.questions}: no questions in it")
+    dataset = VisionTextDataset(args.questions, None, images, skip_bad=args.skip_bad, rows=rows)
+    leave_out_training_images(args, model, dataset, args.questions)
+    model.check_answers()
+    features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet, places=True)
+    bank = list(model.config["answers"])
+    answer = encode_texts(bank, model.text, args.cache, quiet=True).to(model.device)
+    training_rows = model.training_questions() if model.knows_training_images else []
+    chosen = answering.choices(model, features, bank, answer, training_rows)  # {row: Q answers}
+    asked = features.questions
+    right = {row: answering.is_right(asked, found) for row, found in chosen.items()}
+    found = {row: answering.accuracy(hits, asked) for row, hits in right.items()}
+    interval = answering.intervals(right["this model"], asked)
+    print(f"{args.questions}: {len(asked.answers)} questions about {len(features.image)} images; {args.run}")
+    print(report.answer_table(found, interval, asked.types))
+    found["this model"] |= answering.official(asked, chosen["this model"])
+    result = dict(
+        task="visual_question_answering", metrics=found["this model"], rows=found, interval_95=interval
+    )
+    return described(args, model, args.questions, result)
+
+
 def retrieval(args, model):
     """The retrieval table of a CSV: chance, baselines, and this model with its 95 % interval."""
     from models import metrics, report
@@ -116,10 +188,7 @@ def retrieval(args, model):
     if not images:
         raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
     dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
-    if args.held_out:
-        dataset.keep(set(dataset.image_names) - model.trained_on)
-    else:
-        warn_of_training_images(args, model, dataset)
+    leave_out_training_images(args, model, dataset, args.csv)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
     predicted, text, image_of = model.predict(features.image).cpu(), features.text, features.image_of
     ranks = metrics.ranks(predicted, text, image_of)
@@ -140,11 +209,14 @@ def retrieval(args, model):
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
 
 
-def warn_of_training_images(args, model, dataset):
-    """Print a note when the table flatters the model, or may."""
-    if args.onnx or not model.knows_training_images:
+def leave_out_training_images(args, model, dataset, file):
+    """With --held-out keep the images that the model was not trained on, else print a note when the table
+    flatters it, or may."""
+    if args.held_out:
+        dataset.keep(set(dataset.image_names) - model.trained_on)
+    elif args.onnx or not model.knows_training_images:
         name = args.onnx or args.run
-        print(f"note: {name} does not name its training images; any of them in {args.csv} flatter it")
+        print(f"note: {name} does not name its training images; any of them in {file} flatter it")
     elif seen := len(model.trained_on & set(dataset.image_names)):
         of = f"{seen} of these {len(dataset.image_names)} images"
         print(f"note: {of} were trained on, which flatters; add --held-out to leave them out")
@@ -257,9 +329,10 @@ def evaluate(args):
         from models.vljepa import VLJEPA
 
         model = VLJEPA.load(args.run, args.device)
-    ask = retrieval if args.csv else classification if args.classes else answer
+    tasks = {questions: args.questions, ask: args.ask, retrieval: args.csv, classification: args.classes}
+    task = next((task for task, asked in tasks.items() if asked), answer)
     with redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
-        result = ask(args, model)
+        result = task(args, model)
     if args.json == "-":
         print(json.dumps(result, indent=1))
     elif args.json:

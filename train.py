@@ -26,6 +26,7 @@ RECIPES = {
         --hidden 2048 --members 3 --weight-decay 0.01 --dropout 0.5 --input-dropout 0.5
         --standardise --group-captions""",
 }
+RECIPES["answer"] = RECIPES["retrieval"]
 
 
 def flags():
@@ -39,6 +40,9 @@ def flags():
     add("--images", default="my_image_archive", help="folder of the images (default %(default)s)")
     add("--image-column", default="image_name", help="column of image names (default %(default)s)")
     add("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    add(
+        "--questions", default="", metavar="FILE", help="questions file: image_name, question, answer[, type]"
+    )
     add("--shards", default="", metavar="TARS", help="WebDataset tars, such as 'cc3m-{00000..00331}.tar'")
     add("--shard-features", default=".cache/shards", help="folder of their features (default %(default)s)")
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
@@ -85,9 +89,14 @@ def parse(argv):
     for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
-    untouched = argparse.Namespace(**dict.fromkeys(vars(args)))  # None stays where a flag was not typed
-    typed = vars(p.parse_args(argv, untouched))
-    return args, {name for name, value in typed.items() if value is not None}
+    # argparse sets no default for a name the namespace already has, so what stays None was not typed.
+    untouched = argparse.Namespace(**dict.fromkeys(vars(args)))
+    typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
+    if args.questions and args.shards:
+        raise ValueError("--questions: feature shards hold captions alone; train on --csv and --images")
+    if args.questions and "csv" not in typed:
+        args.csv = ""  # questions alone
+    return args, typed
 
 
 def build(args, data, device):
@@ -95,21 +104,27 @@ def build(args, data, device):
     import torch
 
     from models import losses, runs
-    from models.predictor import Predictor
+    from models.predictor import KNOWN, Predictor, QueryPredictor
 
     torch.manual_seed(args.seed)
     sizes = (
         data.image.shape[1],
-        data.text.shape[1],
+        data.answer.shape[1] if data.questions else data.text.shape[1],
         args.hidden,
         args.dropout,
         args.input_dropout,
         args.members,
     )
-    predictor = Predictor(*sizes).to(device)
-    if args.standardise:
+    if data.questions:
+        known = min(len(data.questions.rows), KNOWN)
+        query = QueryPredictor(*sizes, data.places.shape[2], known, captions=len(data.text) > 0).to(device)
+        query.standardise(data.image, data.places, data.questions.rows)
+        predictor, captions = query, query.captions
+    else:
+        predictor = captions = Predictor(*sizes).to(device)
+    if args.standardise and captions:
         every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
-        predictor.standardise(data.image[::every].to(device))
+        captions.standardise(data.image[::every].to(device))
     start = losses.LOSSES[args.loss]
     scale, bias = start or (1.0, 0.0)
     log_scale = torch.tensor(math.log(scale), device=device, requires_grad=True)
@@ -122,8 +137,8 @@ def build(args, data, device):
 
 
 def learning_rate(args, step, steps):
-    """At step 0..steps-1: a linear rise over the first `warmup` share, then constant or half a cosine down to
-    0."""
+    """The learning rate at `step`, 0 to steps - 1: it rises over the first share `warmup` of the steps, then
+    is constant or falls to 0 along half a cosine."""
     rise = max(1, int(args.warmup * steps))
     if step < rise:
         return args.lr * (step + 1) / rise if args.warmup else args.lr
@@ -132,104 +147,90 @@ def learning_rate(args, step, steps):
     return args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def caption_order(args, data, epoch):
-    """The captions in the order of an epoch, (M,): shuffled, or grouped by shuffled image. All that is random
-    in an epoch follows from the seed and its number."""
-    import torch
-
-    torch.manual_seed(args.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(data.text)).to(data.image_of.device)
-    if args.group_captions:
-        order = torch.randperm(len(data.image)).to(data.image_of.device)[data.image_of].argsort(stable=True)
-    return order
-
-
 def train_epoch(args, data, training, progress, each, process, stop):
     """One epoch, from `progress.step` on. Returns False when a signal in `stop` ended it early."""
     import torch
 
-    from models import distributed, losses
+    from models import distributed, objective
 
-    loss_of = getattr(losses, args.loss)
-    epoch, steps = progress.epoch + 1, -(-len(data.text) // args.batch_size)
-    order = caption_order(args, data, epoch)
+    epoch = progress.epoch + 1
+    batches = objective.batches(args, data, epoch)
     if progress.step:
         torch.set_rng_state(training.rng)
-    batch = order[(steps - 1) * args.batch_size :]  # for the check below, where no step is left
     training.predictor.train()
-    for step in range(progress.step, steps):
+    for step in range(progress.step, len(batches)):
+        kind, batch = batches[step]
+        rate = learning_rate(args, progress.epoch * len(batches) + step, args.epochs * len(batches))
         for group in training.optimiser.param_groups:
-            group["lr"] = learning_rate(args, (epoch - 1) * steps + step, args.epochs * steps)
-        batch = order[step * args.batch_size : (step + 1) * args.batch_size]
-        images, image_of = data.image_of[batch].unique(return_inverse=True)  # each image is predicted once
-        mine = process.share(len(images))
-        with torch.autocast(torch.device(process.device).type, torch.bfloat16, enabled=args.bf16):
-            rows = each(data.image[images[mine]], (mine.start, len(images)))  # (B / world, members * Dt)
-        predicted = distributed.gather(rows.float(), len(images)).chunk(args.members, dim=1)
-        scale, text = training.log_scale.exp().clamp_max(losses.MAX_SCALE), data.text[batch]
-        loss = (
-            sum(loss_of(member, text, image_of, scale, training.bias) for member in predicted) / args.members
-        )
+            group["lr"] = rate
+        loss = objective.loss_of(args, data, training, kind, batch, each, process)
         value = loss.item()
-        check_finite(value, args, data, batch, epoch, step + 1)
+        check_finite(value, args, data, kind, batch, epoch, step + 1)
         training.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         training.optimiser.step()
-        progress.step, progress.loss_sum = step + 1, progress.loss_sum + value * len(batch)
+        progress.step = step + 1
+        progress.loss_sums[kind] = progress.loss_sums.get(kind, 0.0) + value * len(batch)
         if distributed.any_rank(stop, process.device):
             return False
     training.predictor.eval()
-    with torch.no_grad():  # the last step may have broken what no loss shows yet
-        value = training.predictor(data.image[data.image_of[batch]]).sum().item()
-    check_finite(value, args, data, batch, epoch, steps)
+    with torch.no_grad():  # no loss shows yet what the last step did
+        for kind, batch in dict(batches).items():  # the last batch of each kind
+            value = objective.loss_of(args, data, training, kind, batch, each, process).item()
+            check_finite(value, args, data, kind, batch, epoch, len(batches))
     return True
 
 
-def check_finite(value, args, data, batch, epoch, step):
+def check_finite(value, args, data, kind, batch, epoch, step):
     """ValueError naming the images of a batch whose loss is not finite."""
     from models.runs import LAST
 
     if math.isfinite(value):
         return
     kept = f"{Path(args.run, LAST)} holds the last good state. " if Path(args.run, LAST).exists() else ""
-    files = ", ".join(sorted({data.names[i] for i in data.image_of[batch].tolist()}))
+    image_of = data.image_of if kind == "captions" else data.questions.image_of
+    files = ", ".join(sorted({data.names[i] for i in image_of[batch].tolist()}))
     advice = f"{kept}Lower --lr, or look at this batch's files: {files}"
     raise ValueError(f"loss is {value} at epoch {epoch}, step {step}. {advice}")
 
 
 def validate(args, data, training):
     """(what the log keeps, what the model's record keeps) of the held-out images; ({}, None) without any."""
-    import torch
-
-    from models import losses, metrics
+    from models import answering, metrics, objective
 
     if not data.has_held_out:
         return {}, None
-    image, text, image_of, *_ = data.held_out
-    loss_sum = 0.0
-    with torch.no_grad():
-        predicted = training.predictor(image.to(training.log_scale.device)).cpu()  # (N, Dt)
-        scalars = training.log_scale.exp().cpu(), training.bias.cpu()
-        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(0))
-        for batch in order.split(args.batch_size):
-            images, which = image_of[batch].unique(return_inverse=True)
-            loss = getattr(losses, args.loss)(predicted[images], text[batch], which, *scalars)
-            loss_sum += loss.item() * len(batch)
-    ranks = metrics.ranks(predicted, text, image_of)
-    found = metrics.summary(*ranks)
-    record = dict(dataset=f"{Path(data.source).name}, held out", images=len(image), captions=len(text))
-    record |= dict(metrics=found, interval_95=metrics.intervals(*ranks, image_of))
-    return dict(val_loss=loss_sum / len(text)) | found | metrics.spread(predicted, text, image_of), record
+    held_out = data.held_out
+    found, record = {}, dict(dataset=f"{Path(data.source).name}, held out", images=len(held_out.image))
+    if len(held_out.text):
+        predicted, image_of, loss = objective.predict_held_out(args, held_out, training)
+        ranks = metrics.ranks(predicted, held_out.text, image_of)
+        recalls = metrics.summary(*ranks)
+        found |= dict(val_loss=loss) | recalls | metrics.spread(predicted, held_out.text, image_of)
+        record |= dict(captions=len(held_out.text), metrics=recalls)
+        record |= dict(interval_95=metrics.intervals(*ranks, image_of))
+    if held_out.questions and held_out.questions.answers:
+        seen = (held_out, list(data.bank), data.answer)
+        for key, predictor in (
+            ("accuracy", training.predictor.answers),
+            ("question_only_accuracy", training.predictor.question_only),
+        ):
+            right = answering.is_right(held_out.questions, answering.choose(predictor, *seen))
+            found[key] = right.mean().item()
+        record |= dict(questions=len(right), accuracy=found["accuracy"])
+    return found, record
 
 
 def finish_epoch(args, data, training, progress, began, rank):
     """Validate, print the line of the epoch, and save."""
     from models import metrics, report, runs
 
-    lr, loss = training.optimiser.param_groups[0]["lr"], progress.loss_sum / len(data.text)
+    counts = dict(captions=len(data.text), answers=len(data.share), question_only=len(data.share))
+    lost = {kind: total / counts[kind] for kind, total in progress.loss_sums.items()}
     found, held_out = validate(args, data, training)
-    seconds = round(time.perf_counter() - began, 3)
-    entry = dict(epoch=progress.epoch + 1, train_loss=loss, lr=lr, seconds=seconds) | found
+    entry = dict(epoch=progress.epoch + 1, train_loss=lost.get("captions"), answer_loss=lost.get("answers"))
+    entry |= dict(lr=training.optimiser.param_groups[0]["lr"], seconds=round(time.perf_counter() - began, 3))
+    entry = {key: value for key, value in entry.items() if value is not None} | found
     is_best = progress.add(entry)
     if rank == 0:
         if is_best:
@@ -238,7 +239,7 @@ def finish_epoch(args, data, training, progress, began, rank):
         save(args, data, training, progress)
         runs.log(args.run, entry)
     print(report.epoch_row(entry, args.epochs), flush=True)
-    if found and (alarm := metrics.collapse_alarm(entry, len(data.held_out.image))):
+    if "effective_rank" in found and (alarm := metrics.collapse_alarm(entry, len(data.held_out.image))):
         print(alarm)
 
 
@@ -283,6 +284,9 @@ def train(args, typed, stop):
     held_out = f"{len(data.held_out.image)} with {len(data.held_out.text)} held out"
     where = process.device + (f", {process.world} processes" if process.world > 1 else "")
     counts = f"{len(data.image)} images with {len(data.text)} captions to train on, {held_out}"
+    if data.questions:
+        pairs = f"{len(data.share)} questions with {len(data.bank)} answers to train on"
+        counts += f"; {pairs}, {len(data.held_out.questions.answers)} held out"
     print(f"{data.source}: {counts}; {where}, seed {args.seed}")
 
     training, progress = build(args, data, process.device), runs.Progress()
@@ -293,6 +297,8 @@ def train(args, typed, stop):
             predictor=training.predictor.config, towers=towers, recipe=runs.public_recipe(vars(args))
         )
         config |= dict(data=data.digest, images=len(data.image), captions=len(data.text))
+        if data.questions:
+            config |= dict(questions=len(data.share), answers=data.bank)
         if kept := runs.begin(args.run, config, progress.history, bool(saved)):
             print(f"{args.run} held an earlier run, which is now {kept}; --resume would have continued it")
     return run_epochs(args, data, training, progress, process, stop)
@@ -304,10 +310,14 @@ def run_epochs(args, data, training, progress, process, stop):
 
     from models import distributed, metrics, report
 
-    chance = metrics.chance(data.held_out.image_of, len(data.held_out.image)) if data.has_held_out else None
-    print(report.epoch_header(chance))
-    each = distributed.parallel(training.predictor)
-    each = torch.compile(each) if args.compile else each
+    chance = None
+    if data.has_held_out and len(data.held_out.text):
+        _, image_of = data.held_out.image_of.unique(return_inverse=True)
+        chance = metrics.chance(image_of, int(image_of.max()) + 1)
+    print(report.epoch_header(chance, bool(data.questions)))
+    each = {kind: distributed.parallel(part) for kind, part in training.predictor.parts().items()}
+    if args.compile:
+        each = {kind: torch.compile(part) for kind, part in each.items()}
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
     stopped = False

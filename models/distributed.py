@@ -2,7 +2,7 @@
 
     process = start("auto")                          # Process(rank=0, world=1, device="cpu") without torchrun
     each = parallel(predictor)                       # averages the gradients of all ranks
-    rows = each(image[mine], (mine.start, n))        # mine = process.share(n)
+    rows = each(image[mine], rows=(mine.start, n))   # mine = process.share(n)
     everyone = gather(rows, n)                       # (n, D): own rows with gradient, the others' without
 
 Each rank predicts its share of a batch, and every rank computes the loss of the whole batch. A gradient
@@ -81,12 +81,12 @@ class Each(nn.Module):
         super().__init__()
         self.predictor = predictor
 
-    def forward(self, image, rows=None):
-        return torch.cat(self.predictor.each(image, rows=rows), dim=1)  # (B, members * Dt)
+    def forward(self, *inputs, **named):
+        return torch.cat(self.predictor.each(*inputs, **named), dim=1)  # (B, members * Dt)
 
 
 def parallel(predictor):
-    """A module that gives `predictor.each(image, rows)` side by side, (B, members * Dt), and whose backward
+    """A module that gives `predictor.each(...)` side by side, (B, members * Dt), and whose backward
     pass averages the gradients of all ranks."""
     each = Each(predictor)
     return nn.parallel.DistributedDataParallel(each) if dist.is_initialized() else each

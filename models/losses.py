@@ -41,6 +41,14 @@ def info_nce(predicted, text, image_of, scale, bias=None):
     return ((image_to_text * weight).sum() / len(predicted) + text_to_image.mean()) / 2
 
 
+def answer_bank(predicted, answer, answer_of, share, scale):
+    """Softmax over all answers, for B questions: predicted (B, D) and answer (A, D) are unit rows, answer_of
+    (B, W) the right answers of each question and share (B, W) how much each counts (Hu, Chao and Sha, CVPR
+    2018). The answers are a constant matrix, so no answer of another question is a false negative."""
+    log_likelihood = (scale * predicted @ answer.T).log_softmax(dim=1)  # (B, A)
+    return -(log_likelihood.gather(1, answer_of) * share).sum() / len(predicted)
+
+
 def sigmoid(predicted, text, image_of, scale, bias):
     """Each (image, caption) pair of the batch is a yes-or-no question; the sum over pairs, divided by M."""
     logits = scale * predicted @ text.T + bias  # (N, M)

@@ -8,6 +8,15 @@ from torch import nn
 
 from models import onednn
 
+# Of the networks that answer questions; docs/EXPERIMENTS.md has what else was tried.
+WIDTH = 512
+PLACE_WIDTH = 256
+HEADS = 4
+COORDINATES = 5
+DROPOUT = 0.4
+INPUT_DROPOUT = 0.2
+KNOWN = 2048  # questions kept to tell unlike ones from
+
 
 class Predictor(nn.Module):
     """(B, vision_dim) float -> (B, text_dim) unit rows: Linear -> GELU -> Linear -> L2 norm.
@@ -46,6 +55,10 @@ class Predictor(nn.Module):
         self.mean.copy_(image.mean(0))
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
+    def parts(self):
+        """{kind of batch: the predictor that it trains}."""
+        return dict(captions=self)
+
     def each(self, image, places=None, question=None, rows=None):
         """The prediction of each member, a list of (B, text_dim) unit rows. Training takes the loss of each.
 
@@ -61,6 +74,159 @@ class Predictor(nn.Module):
         """(B, vision_dim) float -> (B, text_dim) unit rows, the mean of the members. `places` is ignored;
         ValueError when there is a question."""
         return F.normalize(sum(self.each(image, places, question)), dim=-1)  # (B, text_dim)
+
+
+class QueryPredictor(nn.Module):
+    """A predictor that takes a question. Without one it predicts the embedding of an image's caption, with
+    one that of the answer.
+
+    captions: the Predictor of captions, None for a run without any.
+    answers: the AnswerPredictor that reads the image, its places and the question.
+    question_only: an AnswerPredictor that sees no image, the baseline for what the wording gives away.
+    known: (K, text_dim) unit rows of questions of the training set, KNOWN at most."""
+
+    def __init__(
+        self,
+        vision_dim,
+        text_dim,
+        hidden_dim,
+        dropout,
+        input_dropout,
+        members,
+        places_dim,
+        known=0,
+        captions=True,
+    ):
+        super().__init__()
+        sizes = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout)
+        sizes |= dict(input_dropout=input_dropout, members=members)
+        self.config = sizes | dict(places_dim=places_dim, known=known, captions=captions)
+        self.captions = Predictor(**sizes) if captions else None
+        self.answers = AnswerPredictor(text_dim, vision_dim, places_dim, members)
+        self.question_only = AnswerPredictor(text_dim)
+        self.register_buffer("known", torch.zeros(known, text_dim))
+
+    def parts(self):
+        """{kind of batch: the predictor that it trains}."""
+        parts = dict(captions=self.captions, answers=self.answers, question_only=self.question_only)
+        return {kind: part for kind, part in parts.items() if part is not None}
+
+    @property
+    def mean(self):
+        """The mean of the training images' features, (vision_dim,)."""
+        return self.answers.mean
+
+    def standardise(self, image, places, questions):
+        """Take means and deviations of the inputs from training features: image (N, vision_dim), places
+        (N, P, places_dim). Keep some of the questions (K, text_dim), to tell unlike ones from them."""
+        self.answers.standardise(image, places)
+        spread = torch.linspace(0, len(questions) - 1, len(self.known)).round().long()
+        self.known.copy_(questions[spread])
+
+    def forward(self, image, places=None, question=None):
+        """(B, vision_dim) float -> (B, text_dim) unit rows: of the caption, or with questions (B, text_dim)
+        and places (B, P, places_dim) of the answer. ValueError without a question if it was trained without
+        captions."""
+        if question is not None:
+            return self.answers(question, image, places)
+        if self.captions is None:
+            raise ValueError("this model was trained on questions alone: ask it one, or train with --csv too")
+        return self.captions(image)
+
+
+class AnswerPredictor(nn.Module):
+    """Questions (B, text_dim), images (B, vision_dim) and places (B, P, places_dim) -> (B, text_dim) unit
+    rows, the mean of `members` networks. With `vision_dim` 0 it reads the question alone. `log_scale` is
+    log(1 / temperature) of its loss."""
+
+    def __init__(self, text_dim, vision_dim=0, places_dim=0, members=1):
+        super().__init__()
+        self.reads_image = vision_dim > 0
+        for name, dim in (("", vision_dim), ("places_", places_dim)):
+            self.register_buffer(f"{name}mean", torch.zeros(dim))
+            self.register_buffer(f"{name}std", torch.ones(dim))
+        kind = Attention if self.reads_image else QuestionOnly
+        self.members = nn.ModuleList(kind(text_dim, vision_dim, places_dim) for _ in range(members))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(14.3)))
+
+    @torch.no_grad()
+    def standardise(self, image, places):
+        """Take mean and deviation of each feature from the training set, of places from 1,024 images."""
+        some = torch.arange(0, len(places), max(1, len(places) // 1024))
+        for name, rows in (("", image), ("places_", places[some].flatten(0, 1))):
+            getattr(self, f"{name}mean").copy_(rows.mean(0))
+            std = rows.std(0, correction=0)
+            getattr(self, f"{name}std").copy_(torch.where(std > 1e-6, std, 1.0))
+
+    def each(self, question, image=None, places=None, rows=None):
+        """The prediction of each member, a list of (B, text_dim) unit rows; `rows` as in Predictor.each."""
+        inputs = [question * question.shape[1] ** 0.5]  # numbers of deviation 1
+        if self.reads_image:
+            inputs.append((image - self.mean) / self.std)
+            inputs.append((places - self.places_mean) / self.places_std)
+        return [F.normalize(member(*inputs, rows=rows), dim=-1) for member in self.members]
+
+    def forward(self, question, image=None, places=None):
+        """(B, text_dim) unit rows, the mean of the members."""
+        return F.normalize(sum(self.each(question, image, places)), dim=-1)
+
+
+class Attention(nn.Module):
+    """One network that reads a question and looks where it asks.
+
+    The question scales and shifts the features of every place (FiLM, Perez et al. 2018), attention with
+    `HEADS` heads sums the places up, and an MLP reads the sums, the image, the question, and their
+    product."""
+
+    def __init__(self, text_dim, vision_dim, places_dim):
+        super().__init__()
+        self.image = Linear(vision_dim, WIDTH)
+        self.question = Linear(text_dim, WIDTH)
+        self.place = nn.Linear(places_dim + COORDINATES, PLACE_WIDTH)
+        self.film = Linear(text_dim, 2 * PLACE_WIDTH)
+        self.score = nn.Linear(PLACE_WIDTH, HEADS)
+        self.seen = Linear(HEADS * PLACE_WIDTH, WIDTH)
+        self.up = Linear(4 * WIDTH, 2 * WIDTH)
+        self.down = Linear(2 * WIDTH, text_dim)
+
+    def forward(self, question, image, places, rows=None):
+        def drop(x, p):
+            return dropout(x, p, self.training, rows)
+
+        places = drop(places.flatten(1), INPUT_DROPOUT).view_as(places)
+        scale, shift = self.film(question)[:, None].chunk(2, dim=2)  # (B, 1, PLACE_WIDTH)
+        local = self.place(torch.cat([places, coordinates(places)], dim=2))  # (B, P, PLACE_WIDTH)
+        local = F.gelu(local * (1 + scale) + shift)
+        weights = self.score(local).softmax(dim=1)  # (B, P, HEADS), the attention
+        seen = (weights.mT @ local).flatten(1)  # (B, HEADS * PLACE_WIDTH)
+        seen = F.gelu(self.seen(drop(seen, DROPOUT / 2)))
+        image = F.gelu(self.image(drop(image, INPUT_DROPOUT)))
+        question = F.gelu(self.question(question))
+        x = torch.cat([image, question, image * question, seen], dim=1)  # (B, 4 * WIDTH)
+        x = F.gelu(self.up(drop(x, DROPOUT)))
+        return self.down(drop(x, DROPOUT))
+
+
+class QuestionOnly(nn.Module):
+    """One network that reads the question alone: Linear -> GELU -> Linear."""
+
+    def __init__(self, text_dim, vision_dim=0, places_dim=0):
+        super().__init__()
+        self.up = Linear(text_dim, WIDTH)
+        self.down = Linear(WIDTH, text_dim)
+
+    def forward(self, question, rows=None):
+        x = F.gelu(self.up(question))
+        return self.down(dropout(x, DROPOUT, self.training, rows))
+
+
+def coordinates(places):
+    """(B, P, COORDINATES) float32: y, x, y * y, x * x and x * y of each place of a square grid, from -1 to
+    1."""
+    side = math.isqrt(places.shape[1])
+    along = torch.linspace(-1, 1, side, device=places.device)
+    y, x = (grid.flatten() for grid in torch.meshgrid(along, along, indexing="ij"))  # (P,)
+    return torch.stack([y, x, y * y, x * x, x * y], dim=1).expand(len(places), -1, -1)
 
 
 class Member(nn.Module):

@@ -80,18 +80,23 @@ def interval_rows(intervals):
     return [retrieval_row(f"  95 % interval, {bound}", row) for bound, row in zip(bounds, rows)]
 
 
-def epoch_header(chance):
+def epoch_header(chance, has_questions=False):
     """The two lines above the rows of `epoch_row`: titles, and what scores drawn at random give."""
     titles = retrieval_header(f"{'epoch':>7} {'train    held-out':>17}", 25)
-    return f"{titles} |       lr  seconds\n{retrieval_row(' chance', chance, 25)} |"
+    answers = " answers |" if has_questions else ""
+    return f"{titles} |{answers}       lr  seconds\n{retrieval_row(' chance', chance, 25)} |"
 
 
 def epoch_row(entry, epochs):
-    """The line of an epoch of training: losses, held-out recalls in percent and median ranks, learning rate,
-    seconds."""
-    losses = f"{entry['train_loss']:8.4f} {entry.get('val_loss', float('nan')):8.4f}"
+    """The line of an epoch of training: losses, held-out recalls in percent and median ranks, accuracy
+    of answers in percent where there are questions, learning rate, seconds."""
+    loss = entry.get("train_loss", entry.get("answer_loss"))
+    losses = f"{loss:8.4f} {entry.get('val_loss', float('nan')):8.4f}"
     row = retrieval_row(f"{entry['epoch']:>3}/{epochs:<3} {losses:>17}", entry, 25)
-    return f"{row} | {entry['lr']:8.2g} {entry['seconds']:8.2f}"
+    answers = ""
+    if "answer_loss" in entry:
+        answers = f" {100 * entry.get('accuracy', float('nan')):7.1f} |"
+    return f"{row} |{answers} {entry['lr']:8.2g} {entry['seconds']:8.2f}"
 
 
 def _cells(metrics, way):
@@ -100,6 +105,26 @@ def _cells(metrics, way):
     median = metrics.get(f"{way}_median_rank")
     cells = ["" if recall is None else f"{100 * recall:.1f}" for recall in recalls]
     return "".join(f"{cell:>7}" for cell in cells) + f"{'' if median is None else format(median, 'g'):>9}"
+
+
+def answer_table(rows, interval, types):
+    """The table of `eval.py --questions`: accuracies in percent, overall and by type, with the 95 % interval
+    of the last row. `rows` is {row name: what answering.accuracy gives}, `types` that of each question."""
+    kinds = sorted({kind or "any" for kind in types})
+    kinds = kinds if kinds != ["any"] else []
+    counts = [len(types), *(types.count(kind) for kind in kinds)]
+    width = max(9, *(len(kind) + 2 for kind in kinds), 9)
+    lines = [f"{'accuracy, %':{NAME_WIDTH}}" + "".join(f"{name:>{width}}" for name in ["all", *kinds])]
+    lines.append(f"{'questions':{NAME_WIDTH}}" + "".join(f"{count:>{width}}" for count in counts))
+
+    def line(name, found, pick=lambda value: value):
+        values = [found["accuracy"], *(found["accuracy_by_type"][kind] for kind in kinds)]
+        return f"{name:{NAME_WIDTH}}" + "".join(f"{100 * pick(value):>{width}.1f}" for value in values)
+
+    lines += [line(name, found) for name, found in rows.items()]
+    for i, bound in enumerate(("lower", "upper")):
+        lines.append(line(f"  95 % interval, {bound}", interval, lambda pair, i=i: pair[i]))
+    return "\n".join(lines)
 
 
 def curves(history, chance, path):
@@ -111,7 +136,8 @@ def curves(history, chance, path):
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
-    for key, label in (("train_loss", "training captions"), ("val_loss", "held-out captions")):
+    losses = (("train_loss", "training captions"), ("val_loss", "held-out captions"))
+    for key, label in (*losses, ("answer_loss", "training questions")):
         if key in history[-1]:
             left.plot(epochs, [entry[key] for entry in history], "o-", markersize=3, label=label)
     left.set(xlabel="epoch", ylabel="loss")
@@ -123,7 +149,12 @@ def curves(history, chance, path):
             (line,) = right.plot(epochs, percent, "o-", markersize=3, label=label)
             right.axhline(100 * chance[key], linestyle=":", color=line.get_color(), label=f"{label}, chance")
             right.legend()
-    right.set(xlabel="epoch", ylabel="held-out R@1, %", ylim=(0, None))
+    for key, label in (("accuracy", "answers"), ("question_only_accuracy", "answers, question only")):
+        if key in history[-1]:
+            right.plot(epochs, [100 * entry[key] for entry in history], "s-", markersize=3, label=label)
+            right.legend()
+    answers = " and accuracy" if "accuracy" in history[-1] else ""
+    right.set(xlabel="epoch", ylabel=f"held-out R@1{answers}, %", ylim=(0, None))
     _write(figure, path)
 
 

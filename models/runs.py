@@ -292,16 +292,18 @@ class Progress:
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after that
-    loss_sum: float = 0.0  # over the captions of those steps
+    loss_sums: dict = field(default_factory=dict)  # {kind: sum over the captions or questions of those steps}
     history: list = field(default_factory=list)  # one dict per epoch
     best: dict | None = None  # epoch and score of the best one
 
     def add(self, entry):
         """Append an epoch's entry to the history; return whether it is the best so far: by mean held-out
-        recall, then by held-out loss, and without held-out images the last."""
+        recall and accuracy, then by held-out loss, and without held-out images the last."""
         recalls = [value for key, value in entry.items() if "recall" in key]
-        score = [sum(recalls) / len(recalls), -entry["val_loss"]] if recalls else [entry["epoch"]]
-        self.epoch, self.step, self.loss_sum = entry["epoch"], 0, 0.0
+        means = [sum(recalls) / len(recalls)] if recalls else []
+        means += [entry["accuracy"]] if "accuracy" in entry else []
+        score = [sum(means) / len(means), -entry.get("val_loss", 0.0)] if means else [entry["epoch"]]
+        self.epoch, self.step, self.loss_sums = entry["epoch"], 0, {}
         self.history.append(entry)
         if self.best is not None and score <= self.best["score"]:
             return False

@@ -3,6 +3,7 @@
     model = VLJEPA.load("runs/default")
     model.encode_image(["a.jpg", image])          # (B, Dt) unit rows: what the images mean
     model.encode_text(["a dog on a beach"])       # (M, Dt) unit rows, in the same space
+    model.answer("a.jpg", "What color is it?")   # "red", for a run that was trained with --questions
     model.save_pretrained("shared")               # or .push_to_hub("me/name")
     VLJEPA.from_pretrained("shared")              # a folder (a run folder too) or a repository of the hub
 
@@ -19,12 +20,12 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from models import hub, report, runs
-from models.dataset import VisionTextDataset, open_frames, read_rows, upright_rgb
+from models.dataset import VisionTextDataset, open_frames, read_questions, read_rows, upright_rgb
 from models.distributed import choose_device
 from models.features import encode_ahead, encode_texts
 from models.features.shards import open_shards
 from models.features.tars import expand
-from models.predictor import Predictor
+from models.predictor import Predictor, QueryPredictor
 from models.text import TEXT_ENCODERS, TextEncoder
 from models.vision import VISION_ENCODERS, VisionEncoder
 from models.zeroshot import class_embeddings, classify
@@ -110,14 +111,20 @@ class VLJEPA(nn.Module, ModelHubMixin):
     def encode_image(self, images):
         """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows."""
         if not isinstance(images, torch.Tensor):
-            single = isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
-            return self.predict(_features(self.vision, [images] if single else images))
+            return self.predict(_features(self.vision, [images] if _is_one(images) else images))
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
     def predict(self, image_features, places=None, question=None):
-        """Tower output (B, Dv) on any device -> (B, Dt) float32 unit rows on the model's."""
-        return self.predictor(image_features.to(self.predictor.mean.device), places, question)
+        """Tower output (B, Dv) on any device -> (B, Dt) float32 unit rows on the model's: what the images
+        mean, or with places (B, P, Dp) and questions (B, Dt) the answers."""
+        inputs = (image_features, places, question)
+        device = self.device
+        return self.predictor(*(None if x is None else x.to(device) for x in inputs))
+
+    @property
+    def device(self):
+        return self.predictor.mean.device
 
     def encode_text(self, texts):
         """M texts -> (M, Dt) float32 unit rows."""
@@ -126,6 +133,55 @@ class VLJEPA(nn.Module, ModelHubMixin):
     def classify(self, image, labels):
         """The cosine score of each label, (C,) float32, for one image."""
         return classify(self.encode_image(image), class_embeddings(self.encode_text, labels))[0]
+
+    def answer(self, images, questions, candidates=None):
+        """The nearest answer to each question about each image. One image and one question give a str; a list
+        of one of them gives a list, lists of both a list per image. Raises as `answer_scores` does."""
+        scores = self.answer_scores(images, questions, candidates)  # (B, K, A)
+        names = list(candidates or self.config["answers"])
+        found = [[names[i] for i in row] for row in scores.argmax(2).tolist()]
+        found = [row[0] for row in found] if isinstance(questions, str) else found
+        return found[0] if _is_one(images) else found
+
+    def answer_scores(self, images, questions, candidates=None):
+        """(B, K, A) float32: the cosine of the answer that is predicted for each of B images and K questions
+        with each of A candidates, by default the answers that it was trained on, the most frequent first.
+        ValueError for a run that was trained without questions."""
+        self.check_answers()
+        image, places = _features(self.vision, [images] if _is_one(images) else images, places=True)
+        asked = self.encode_text(questions)  # (K, Dt)
+        answers = self.encode_text(list(candidates)) if candidates else self._answers
+        b, k = len(image), len(asked)
+        predicted = self.predict(
+            image.repeat_interleave(k, 0), places.repeat_interleave(k, 0), asked.repeat(b, 1)
+        )
+        return (predicted @ answers.to(predicted.device).T).view(b, k, -1)
+
+    def check_answers(self):
+        """ValueError for a run that was trained without questions."""
+        if not isinstance(self.predictor, QueryPredictor):
+            advice = "train one with `python train.py --recipe answer --questions FILE --run RUN`"
+            raise ValueError(f"{self.folder}: was trained without questions, so it has no answers; {advice}")
+
+    @cached_property
+    def _answers(self):
+        """(A, Dt): the embeddings of the answers it was trained on."""
+        return self.encode_text(list(self.config["answers"]))
+
+    def familiarity(self, questions):
+        """(K,) float32: the cosine of each question with the nearest one that it was trained on."""
+        return (self.encode_text(questions).to(self.device) @ self.predictor.known.T).amax(1)
+
+    def training_questions(self):
+        """The rows of the questions file about the images it was trained on. ValueError when they are not
+        known, or not there any more."""
+        trained_on = self.trained_on
+        path = self.recipe["questions"]
+        if not Path(path).is_file():
+            advice = "run this where train.py ran"
+            raise ValueError(f"{path}: the questions it was trained on are not there; {advice}")
+        rows = read_questions(path, self.recipe["image_column"], self.recipe["skip_bad"])
+        return [row for row in rows if row.question and row.image_name in trained_on]
 
     @cached_property
     def identity(self):
@@ -197,8 +253,9 @@ def _predictor(weights, config, folder):
     try:
         if not 1 <= sizes["members"] <= len(weights):  # or a stranger's config builds modules without end
             raise ValueError(f"{sizes['members']} members")
+        kind = QueryPredictor if "places_dim" in sizes else Predictor
         with torch.device("meta"):  # no random parameters that are then thrown away
-            predictor = Predictor(**sizes)
+            predictor = kind(**sizes)
         predictor.load_state_dict(weights, assign=True)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         where = Path(folder, runs.WEIGHTS)
@@ -223,14 +280,28 @@ def _shard_captions(recipe, data):
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
-def _features(vision, images):
-    """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead."""
+def _features(vision, images, places=False):
+    """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead; with `places` a pair of these
+    and (B, P, Dp)."""
     rows = []
-    for _, found, error in encode_ahead(images, _frames_of, vision.parts):
+    for _, found, error in encode_ahead(images, _frames_of, vision.parts, places=places):
         if error:
             raise error
         rows.append(found)
-    return vision.join([torch.stack(part) for part in zip(*rows)]) if rows else torch.empty(0, vision.dim)
+    columns = list(zip(*rows))  # of each tower
+    if not places:
+        return (
+            vision.join([torch.stack(column) for column in columns]) if rows else torch.empty(0, vision.dim)
+        )
+    if not rows:
+        raise ValueError("no images were given")
+    image = vision.join([torch.stack([row for row, _ in column]) for column in columns])
+    return image, torch.cat([torch.stack([maps for _, maps in column]) for column in columns], dim=2)
+
+
+def _is_one(images):
+    """Whether this is a path or a PIL image, and no list of them."""
+    return isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
 
 
 def _frames_of(image):

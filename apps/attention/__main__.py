@@ -101,7 +101,7 @@ def game(args, model):
         raise ValueError(f"{folder}: no such folder of images; name yours with --images DIR")
     models = {}
     for row in ("predictor shuffled", "predictor and tower shuffled"):
-        models[row] = VLJEPA.load(args.run, model.predictor.mean.device)
+        models[row] = VLJEPA.load(args.run, model.device)
         models[row].text = model.text  # loaded once
         pointing.shuffle(models[row].predictor)
     pointing.shuffle_tower(models[row].vision)

@@ -82,7 +82,7 @@ def train(args, model):
     captions, embeddings = model.captions(args.cache)
     torch.manual_seed(args.seed)
     shape = {name: getattr(args, name) for name in SHAPE}
-    decoder = Decoder.build(captions, embeddings, model.text.sha256, **shape).to(model.predictor.mean.device)
+    decoder = Decoder.build(captions, embeddings, model.text.sha256, **shape).to(model.device)
     size = sum(p.numel() for p in decoder.parameters())
     print(
         f"{len(captions)} captions, {size / 1e6:.1f} million parameters, {decoder.config['vocab']} tokens",
@@ -114,7 +114,7 @@ def load_decoder(args, model):
 
     folder = Path(args.run, "decoder")
     if folder.exists():
-        return Decoder.load(folder, model.predictor.mean.device, model.text.sha256)
+        return Decoder.load(folder, model.device, model.text.sha256)
     hint = f"python -m apps.decode train --run {args.run}"
     print(f"decode: no decoder in {folder}, so captions are only found, not written; {hint}", file=sys.stderr)
     return None
@@ -141,7 +141,7 @@ def caption(args, model):
     files = expand(args.image)
     decoder = load_decoder(args, model)
     captions, memory = model.captions(args.cache)
-    llm = LanguageModel(args.llm, model.predictor.mean.device) if args.llm else None
+    llm = LanguageModel(args.llm, model.device) if args.llm else None
     for start in range(0, len(files), 32):
         batch = files[start : start + 32]
         predicted = predict(args, model, batch)  # (B, Dt)

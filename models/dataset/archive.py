@@ -39,8 +39,9 @@ class VisionTextDataset:
     `vision_preprocess` may be None where `models.features` reads the pixels.
 
     `image_names` (N) are the distinct images in order of first appearance, `captions` (M) the texts, and
-    `image_of` (M) the index into `image_names` that each describes. `only`, a set of names, keeps those
-    images alone; `rows` replaces what the file holds. Names that are missing or lead out of `image_dir` raise
+    `image_of` (M) the index into `image_names` that each describes. Rows with a question are not samples:
+    they are in `question_rows`, and their images in `image_names`. `only`, a set of names, keeps those images
+    alone; `rows` replaces what the file holds. Names that are missing or lead out of `image_dir` raise
     one ValueError that lists them all with their lines; with `skip_bad` they are left out and logged."""
 
     def __init__(
@@ -69,10 +70,12 @@ class VisionTextDataset:
 
     def _index(self, rows):
         self.rows = rows
-        self.captions = [row.text for row in rows]
         self.image_names = list(dict.fromkeys(row.image_name for row in rows))
         number = {name: i for i, name in enumerate(self.image_names)}
-        self.image_of = [number[row.image_name] for row in rows]
+        captions = [row for row in rows if not row.question]
+        self.captions = [row.text for row in captions]
+        self.image_of = [number[row.image_name] for row in captions]
+        self.question_rows = [row for row in rows if row.question]
 
     def keep(self, names):
         """Keep the images of this set of names, with their captions. ValueError when none is left."""
@@ -91,8 +94,9 @@ class VisionTextDataset:
             found = f"{len(bad)} of {len(self.image_names)} images cannot be used"
             advice = "replace them, or train on the rest with --skip-bad"
             raise ValueError(f"{self.csv_path}: {found}; {advice}\n  {listed}")
-        captions = sum(row.image_name in bad for row in self.rows)
-        left_out = f"left out {len(bad)} images that cannot be used, with their {captions} captions"
+        rows = sum(row.image_name in bad for row in self.rows)
+        what = "captions and questions" if self.question_rows else "captions"
+        left_out = f"left out {len(bad)} images that cannot be used, with their {rows} {what}"
         log.warning("%s: %s\n  %s", self.csv_path, left_out, listed)
         self._index([row for row in self.rows if row.image_name not in bad])
         if not self.rows:
@@ -135,8 +139,8 @@ class VisionTextDataset:
 
     def where(self, image):
         """'FILE, line N': where the image with index `image` is first named."""
-        line = next(row.line for row in self.rows if row.image_name == self.image_names[image])
-        return f"{self.csv_path}, line {line}"
+        row = next(row for row in self.rows if row.image_name == self.image_names[image])
+        return f"{row.file or self.csv_path}, line {row.line}"
 
     def pixels(self, image):
         """What `preprocess` gives for the image with index `image`. ValueError names its CSV line and

@@ -25,6 +25,8 @@ class Row(NamedTuple):
     question: str  # "" for a caption
     text: str  # the caption, or the answer to the question
     line: int  # in the file, counted from 1
+    type: str = ""  # of the question
+    file: str = ""  # the file it is from
 
 
 def read_rows(
@@ -33,14 +35,16 @@ def read_rows(
     """A list of Row. Every field is stripped text: 'NA' and '001' stay as they are.
 
     The separator is whichever of comma, tab, semicolon or pipe gives a header with all the columns.
-    `question_column` names the column of questions; without it every row is a caption. Raises ValueError with
-    the file and every bad line (wrong number of fields, empty name or text); `skip_bad` leaves those lines
-    out and logs them instead. OSError when there is no such file."""
+    `question_column` names the column of questions; without it every row is a caption. A questions file may
+    also have a column `type`. Raises ValueError with the file and every bad line (wrong number of fields,
+    empty name or text); `skip_bad` leaves those lines out and logs them instead. OSError when there is no
+    such file."""
     path = check_file(csv_path)
     text = _decode(path)
     columns = [image_column, caption_column] + ([question_column] if question_column else [])
     separator, header = _header(path, text, columns)
     places = [header.index(column) for column in columns]
+    type_place = header.index("type") if question_column and "type" in header else None
     rows, bad = [], []
     for line, fields in _records(path, text, separator):
         if len(fields) != len(header):
@@ -51,7 +55,8 @@ def read_rows(
         if not name or not text:
             bad.append(f"line {line}: the {'caption' if name else 'image name'} is empty")
         else:
-            rows.append(Row(name, question[0] if question else "", text, line))
+            kind = fields[type_place] if type_place is not None else ""
+            rows.append(Row(name, question[0] if question else "", text, line, kind, str(path)))
     if bad and not skip_bad:
         listed = "\n  ".join(bad)
         raise ValueError(
@@ -62,6 +67,12 @@ def read_rows(
     if not rows:
         raise ValueError(f"{path}: no captions in it (header: {', '.join(header)})")
     return rows
+
+
+def read_questions(csv_path, image_column="image_name", skip_bad=False):
+    """A list of Row of a questions file, with the columns `question`, `answer` and, if there is one, `type`.
+    A row with an empty question is a caption. Raises as `read_rows` does."""
+    return read_rows(csv_path, image_column, "answer", "question", skip_bad)
 
 
 def _decode(path):

@@ -12,14 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 
+PLACES_DIM = 320  # numbers of a place at most: 31 kB per image of 7 x 7 places
 
-def encode_ahead(items, read, towers, batch_size=32, workers=None):
+
+def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False):
     """Yield (item, rows, error) for each item, in order.
 
     `read(item)` gives the item's frames, a list of RGB PIL images, and is called from `workers` threads
     (default: one per core); the OSError or ValueError that it raises is yielded as `error`. An image is one
-    frame. The row of several frames is the mean of their rows, scaled to norm 1. Towers see about
-    `batch_size` frames at a time. Raises ValueError for a tower that gives rows without norm 1."""
+    frame. The row of several frames is the mean of their rows, scaled to norm 1. With `places`, a row is a
+    pair (row, places (P, Dp)), whose places are the mean over the frames. Towers see about `batch_size`
+    frames at a time. Raises ValueError for a tower that gives rows without norm 1."""
 
     def pixels(item):
         try:
@@ -33,7 +36,7 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None):
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         decoded = _ahead(pool, pixels, items, 2 * batch_size)
         for batch in _batches(decoded, batch_size):
-            rows = _encode([found for _, (found, _) in batch if found is not None], towers)
+            rows = _encode([found for _, (found, _) in batch if found is not None], towers, places)
             for item, (found, error) in batch:
                 yield item, next(rows) if found is not None else None, error
 
@@ -52,26 +55,49 @@ def _batches(decoded, size):
         yield batch
 
 
-def _encode(pixels, towers):
-    """Yield, for each entry of `pixels` ([(frames, ...) per tower]), its rows: one (dim,) per tower."""
+def _encode(pixels, towers, places):
+    """Yield, for each entry of `pixels` ([(frames, ...) per tower]), its rows: one (dim,) per tower, or with
+    `places` a pair (row, places)."""
     if not pixels:
         return
-    columns = [_mean_rows(tower, [entry[i] for entry in pixels]) for i, tower in enumerate(towers)]
+    encode = _rows_and_places if places else _mean_rows
+    columns = [encode(tower, [entry[i] for entry in pixels]) for i, tower in enumerate(towers)]
     yield from zip(*columns)
 
 
 def _mean_rows(tower, clips):
     """(len(clips), dim) unit rows of one tower, one per clip (frames, ...)."""
-    rows = tower.encode(torch.cat(clips)).float().cpu()  # (all frames, dim)
+    return _unit_means(tower, tower.encode(torch.cat(clips)), clips)
+
+
+def _rows_and_places(tower, clips):
+    """A list of (row (dim,), places (P, Dp)) of one tower, one per clip (frames, ...)."""
+    rows, maps = tower.encode(torch.cat(clips), places=True)
+    maps = narrow(maps.float().cpu())
+    means = [part.mean(0) for part in maps.split([len(clip) for clip in clips])]
+    return list(zip(_unit_means(tower, rows, clips), means))
+
+
+def narrow(maps):
+    """(B, P, D) -> (B, P, at most PLACES_DIM), by a random projection that depends on D alone. It keeps
+    distances (Johnson and Lindenstrauss 1984); docs/EXPERIMENTS.md has what it costs."""
+    width = maps.shape[2]
+    if width <= PLACES_DIM:
+        return maps
+    generator = torch.Generator().manual_seed(width)
+    return maps @ (torch.randn(width, PLACES_DIM, generator=generator) / PLACES_DIM**0.5)
+
+
+def _unit_means(tower, rows, clips):
+    """The mean of the rows (all frames, dim) of each clip, scaled to norm 1."""
+    rows = rows.float().cpu()
     if not ((rows.norm(dim=1) - 1).abs() < 0.01).all():  # NaN too
-        raise ValueError(
-            f"tower {tower.name} gave rows that are not finite and of norm 1; its weights may be damaged"
-        )
+        wrong = "gave rows that are not finite and of norm 1; its weights may be damaged"
+        raise ValueError(f"tower {tower.name} {wrong}")
     if all(len(clip) == 1 for clip in clips):
         return rows
-    return F.normalize(
-        torch.stack([part.mean(0) for part in rows.split([len(clip) for clip in clips])]), dim=1
-    )
+    means = [part.mean(0) for part in rows.split([len(clip) for clip in clips])]
+    return F.normalize(torch.stack(means), dim=1)
 
 
 def _ahead(pool, function, items, count):

@@ -11,29 +11,28 @@ from models.files import sha256, stamp
 
 from .ahead import encode_ahead
 from .cache import batched, opened, row_key, to_tensor
+from .places import Places, known_records, open_part, put_places
+from .questions import Questions, encode_questions
 
 
 class Features(NamedTuple):
-    """What the towers say of a data set. The optional fields are for questions: None where every row is a
-    caption."""
+    """What the towers say of a data set. The optional fields are there where questions are."""
 
     image: torch.Tensor  # (N, Dv) float32
     text: torch.Tensor  # (M, Dt) float32
     image_of: torch.Tensor  # (M,) int64
-    places: torch.Tensor | None = None  # (N, P, Dp) float16, local features of each image
-    question: torch.Tensor | None = None  # (K, Dt) float32
-    question_of: torch.Tensor | None = None  # (M,) int64, -1 for a caption
+    questions: Questions | None = None
+    places: Places | None = None  # (N, P, Dp), local features of each image
 
     def of(self, images):
-        """The features of some images (a bool mask (N,)) and their texts, renumbered."""
+        """The features of some images (a bool mask (N,)) and their texts and questions, renumbered."""
         texts = images[self.image_of]
         return Features(
             self.image[images],
             self.text[texts],
             (images.cumsum(0) - 1)[self.image_of[texts]],
-            self.places if self.places is None else self.places[images],
-            self.question,
-            self.question_of if self.question_of is None else self.question_of[texts],
+            None if self.questions is None else self.questions.of(images),
+            None if self.places is None else self.places[images],
         )
 
 
@@ -51,10 +50,17 @@ class Encoded(NamedTuple):
 
 
 def encode_archive(
-    dataset, vision, text, cache=".cache/features.sqlite", batch_size=32, workers=None, quiet=False
+    dataset,
+    vision,
+    text,
+    cache=".cache/features.sqlite",
+    batch_size=32,
+    workers=None,
+    quiet=False,
+    places=False,
 ):
-    """Features of a VisionTextDataset. Images that do not decode are reported together, before any tower
-    runs.
+    """Features of a VisionTextDataset, with `places` also the local features of its images. Images that do
+    not decode are reported together, before any tower runs.
 
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
@@ -76,21 +82,30 @@ def encode_archive(
         files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
         dataset.drop(bad)
         readable = [file for file in files if file.digest]
-        blobs, unread, damaged = _encode_missing(store, readable, vision, batch_size, workers, quiet)
+        options = (batch_size, workers, quiet, places)
+        blobs, unread, damaged = _encode_missing(store, readable, vision, *options)
         for i, (path, _, digest) in enumerate(files):
             if digest is None or path in unread or digest in damaged:
                 error = unread.get(path) or damaged.get(digest) or f"{path}: changed meanwhile"
                 raise ValueError(f"{dataset.where(i)}: {error}; run the same command again")
-        image = _rows(store, vision, [file.digest for file in files], blobs)
+        digests = [file.digest for file in files]
+
+        def encode(texts):
+            return _text_rows(store, texts, text, quiet)
+
         return Features(
-            image, _text_rows(store, dataset.captions, text, quiet), torch.tensor(dataset.image_of)
+            _rows(store, vision, digests, blobs),
+            encode(dataset.captions),
+            torch.tensor(dataset.image_of, dtype=torch.int64),
+            encode_questions(dataset.question_rows, dataset.image_names, encode)
+            if dataset.question_rows
+            else None,
+            _places(store, vision, digests) if places else None,
         )
 
 
 def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
     """(len(texts), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
-    if not len(texts):
-        return torch.empty(0, text.dim)
     with opened(cache) as store:
         return _text_rows(store, texts, text, quiet)
 
@@ -137,7 +152,7 @@ def _readable(store, paths, workers):
     return files, errors
 
 
-def _encode_missing(store, files, vision, batch_size, workers, quiet):
+def _encode_missing(store, files, vision, batch_size, workers, quiet, places=False):
     """(blobs, unread, damaged) for a list of File: {key: blob} of all rows, {path: error} of files that
     cannot be read or changed meanwhile, {digest: error} of content that does not decode.
 
@@ -148,14 +163,17 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet):
         keys = {file.digest: row_key(tower, file.digest) for file in files}
         found = store.fetch(keys.values())
         blobs |= found
+        known = {digest for digest, key in keys.items() if key in found}
+        if places:
+            known &= known_records(store, tower, known).keys()
         copies = {}  # {digest: the files that hold it}, of the content to encode
         for file in files:
-            if keys[file.digest] not in found:
+            if file.digest not in known:
                 copies.setdefault(file.digest, []).append(file)
         while copies:
             first = [same.pop(0) for same in copies.values()]
-            for batch in _encoded_batches(first, tower, batch_size, workers, quiet):
-                rows = {}  # {key: (dim,)}
+            for batch in _encoded_batches(first, tower, batch_size, workers, quiet, places):
+                good = {}  # {digest: what encode_ahead gives}
                 for file, row, error in batch:
                     if isinstance(error, OSError) or not _still_is(file):
                         unread[file.path] = str(error or f"{file.path}: changed while it was encoded")
@@ -164,17 +182,27 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet):
                     if error:
                         damaged[file.digest] = str(error)
                     else:
-                        rows[keys[file.digest]] = row[0]
-                if rows:
-                    blobs |= store.put(list(rows), torch.stack(list(rows.values())))
+                        good[file.digest] = row[0]
+                blobs |= _store(store, tower, good, places)
             copies = {digest: same for digest, same in copies.items() if same}
     return blobs, unread, damaged
 
 
-def _encoded_batches(files, tower, batch_size, workers, quiet):
+def _store(store, tower, good, places):
+    """Store what `encode_ahead` gave for {digest: row, or with `places` (row, places)}. Returns the blobs."""
+    if not good:
+        return {}
+    rows = list(good.values())
+    if places:
+        rows, maps = zip(*rows)
+        put_places(store, tower, list(good), torch.stack(maps))
+    return store.put([row_key(tower, digest) for digest in good], torch.stack(rows))
+
+
+def _encoded_batches(files, tower, batch_size, workers, quiet, places):
     """Yield what `encode_ahead` gives for these files, in lists of `batch_size`, under a progress bar."""
     with _bar(len(files), f"images, {tower.name}", quiet) as bar:
-        encoded = encode_ahead(files, _frames_of, (tower,), batch_size, workers)
+        encoded = encode_ahead(files, _frames_of, (tower,), batch_size, workers, places)
         while batch := list(islice(encoded, batch_size)):
             yield batch
             bar.update(len(batch))
@@ -204,8 +232,15 @@ def _rows(store, vision, digests, blobs):
     return _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
 
 
+def _places(store, vision, digests):
+    """The Places of images that were all encoded, (N, P, Dp)."""
+    return Places([open_part(store, tower, digests) for tower in vision.parts])
+
+
 def _text_rows(store, texts, text, quiet):
     """(len(texts), Dt) unit rows."""
+    if not texts:
+        return torch.empty(0, text.dim)
     keys = [row_key(text, one.encode()) for one in texts]
     blobs = store.fetch(keys)
     missing = {key: one for key, one in zip(keys, texts) if key not in blobs}

@@ -129,11 +129,15 @@ class FeatureCache:
         if not torch.isfinite(rows).all():
             raise ValueError("the tower gave non-finite features; its weights may be damaged")
         blobs = {key: row.tobytes() for key, row in zip(keys, rows.half().cpu().numpy())}
-        # The checksum covers the key too: a damaged index finds the row of another.
-        checked = [(key, blob, zlib.crc32(key + blob)) for key, blob in blobs.items()]
         with self.db:
-            self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
+            self.write(list(blobs), blobs.values())
         return blobs
+
+    def write(self, keys, blobs):
+        """Store blobs in the transaction that the caller began."""
+        # The checksum covers the key too: a damaged index finds the row of another.
+        checked = [(key, blob, zlib.crc32(key + blob)) for key, blob in zip(keys, blobs)]
+        self.db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", checked)
 
     def file_digests(self, paths, stamps, workers=None, progress=None):
         """The SHA-256 of each file, 32 bytes, or None for one that cannot be read. A file is read only when

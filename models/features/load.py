@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import torch
 
 from models import distributed
-from models.dataset import VisionTextDataset, split_by_image
+from models.dataset import VisionTextDataset, read_questions, read_rows, split_by_image
 
-from .archive import Features, encode_archive
+from .archive import Features, encode_archive, encode_texts
+from .places import Places
+from .questions import Questions
 from .rows import Rows
 from .shards import encode_shards, open_shards
 
 
 @dataclass
 class Data:
-    """The features to train on, on the device (in feature shards: on the disk), and the held-out ones."""
+    """The features to train on, on the device (in feature shards: on the disk), and the held-out ones.
+    Without questions, `places` and `questions` are None and the rest is empty."""
 
     source: str  # the CSV or the pattern of tars
     digest: str  # of the rows, or of tars and towers
@@ -25,6 +28,12 @@ class Data:
     image_of: torch.Tensor  # (M,)
     names: list  # of the N images
     held_out: Features  # on the CPU
+    places: Places | None  # (N, P, Dp)
+    questions: Questions | None  # Q pairs of an image and a question
+    bank: dict  # {answer: how many training rows have it}
+    answer: torch.Tensor  # (A, Dt), the bank's embeddings
+    answer_of: torch.Tensor  # (Q, W), the right answers of each pair
+    share: torch.Tensor  # (Q, W), see Questions.right
 
     @property
     def has_held_out(self):
@@ -36,34 +45,58 @@ def load_data(args, vision, text, process):
     load = _load_shards if args.shards else _load_csv
     features, names, digest = load(args, vision, text, process)
     train_names, held_out_names = split_by_image(names, args.val_fraction, args.seed)
-    source = args.shards or args.csv
+    source = args.shards or " and ".join(filter(None, (args.csv, args.questions)))
     if not train_names:
         raise ValueError(f"{source}: all {len(names)} images are held out; lower --val-fraction")
     is_held_out = torch.tensor([name in held_out_names for name in names])
-    image, captions, image_of, *_ = features.of(~is_held_out)
-    if not args.shards:
-        image, captions = image.to(process.device), captions.to(process.device)
+    train = features.of(~is_held_out)
     held_out = features.of(is_held_out)
-    held_out = Features(held_out.image[:], held_out.text[:], held_out.image_of)  # [:] reads them from shards
+    image, captions = train.image, train.text
+    if args.shards:
+        held_out = held_out._replace(image=held_out.image[:], text=held_out.text[:])  # read from the files
+    else:
+        image, captions = image.to(process.device), captions.to(process.device)
     names = [name for name in names if name not in held_out_names]
-    return Data(source, digest, image, captions, image_of.to(process.device), names, held_out)
+    image_of = train.image_of.to(process.device)
+    asked = _answers(args, train, text, process.device)
+    return Data(source, digest, image, captions, image_of, names, held_out, train.places, *asked)
+
+
+def _answers(args, train, text, device):
+    """(questions, bank, answer, answer_of, share) for Data, on the device."""
+    questions = train.questions
+    if questions is None:
+        return None, {}, torch.empty(0, text.dim), torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 1)
+    bank = questions.bank()
+    answer = encode_texts(list(bank), text, args.cache, args.quiet).to(device)
+    right = [found.to(device) for found in questions.right(bank)]
+    return questions.to(device), bank, answer, *right
 
 
 def _load_csv(args, vision, text, process):
     """(Features, image names, digest of the rows). Each process encodes its share into the cache first."""
-    where = (args.csv, None, args.images, args.image_column, args.caption_column)
-    options = (args.cache, args.encode_batch, args.workers, args.quiet)
+    options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions))
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
-        mine = VisionTextDataset(*where, skip_bad=True)
+        mine = _dataset(args, skip_bad=True)
         mine.keep(set(mine.image_names[process.share(len(mine.image_names))]))
         encode_archive(mine, vision, text, *options)
         logging.disable(logging.NOTSET if process.rank == 0 else logging.WARNING)
         distributed.wait()
-    dataset = VisionTextDataset(*where, args.skip_bad)
+    dataset = _dataset(args, args.skip_bad)
     features = encode_archive(dataset, vision, text, *options)
-    rows = "\n".join(f"{row.image_name}\t{row.text}" for row in dataset.rows)
+    rows = "\n".join("\t".join(filter(None, row[:3])) for row in dataset.rows)
     return features, dataset.image_names, hashlib.sha256(rows.encode()).hexdigest()
+
+
+def _dataset(args, skip_bad):
+    """The rows of --csv and of --questions, either of which may be empty."""
+    rows = []
+    if args.csv:
+        rows += read_rows(args.csv, args.image_column, args.caption_column, skip_bad=skip_bad)
+    if args.questions:
+        rows += read_questions(args.questions, args.image_column, skip_bad)
+    return VisionTextDataset(args.csv or args.questions, None, args.images, skip_bad=skip_bad, rows=rows)
 
 
 def _load_shards(args, vision, text, process):

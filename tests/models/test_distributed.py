@@ -33,7 +33,7 @@ def train_a_little(loss_name, process):
     each, loss_of = distributed.parallel(predictor), getattr(losses, loss_name)
     for _ in range(5):
         mine = process.share(N)
-        rows = distributed.gather(each(image[mine], (mine.start, N)), N)
+        rows = distributed.gather(each(image[mine], rows=(mine.start, N)), N)
         loss = sum(loss_of(member, text, image_of, scale.exp(), 0.0) for member in rows.chunk(2, 1)) / 2
         optimiser.zero_grad()
         loss.backward()

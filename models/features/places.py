@@ -1,0 +1,106 @@
+"""Places, the local features of images: one file per tower, beside the feature cache, and mapped into memory.
+
+    put_places(store, tower, digests, maps)            # (B, P, Dp), in the pass that gives the pooled rows
+    known_records(store, tower, digests)               # {digest: (number, P, Dp)} of those that are there
+    places = Places([open_part(store, tower, digests)])
+    places[torch.tensor([0, 5])]                       # (2, P, Dp) float32
+
+A file is records of P * Dp float16. The feature cache holds the number of each record and its CRC-32, under a
+key of kind "places". A killed process may leave a record that no key names, and nothing worse.
+"""
+
+import hashlib
+import logging
+import struct
+import zlib
+
+import torch
+
+from .cache import row_key
+
+log = logging.getLogger(__name__)
+ENTRY = struct.Struct(">QIHH")  # number of the record, its CRC-32, P, Dp
+
+
+class Places:
+    """Local features of N images, to read like a tensor (N, P, Dp): `places[index]`, int64 (B,), is
+    (B, P, Dp) float32 on the device of the index, and `places[mask]`, bool (N,), the Places under a mask. No
+    record is kept: the pages belong to the files, so the system drops them when it needs memory."""
+
+    def __init__(self, parts):
+        self.parts = parts  # of each tower (records (files' n, P, Dp) float16, numbers (N,) int64)
+        records, numbers = parts[0]
+        self.shape = (len(numbers), records.shape[1], sum(records.shape[2] for records, _ in parts))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        if index.dtype == torch.bool:
+            return Places([(records, numbers[index.cpu()]) for records, numbers in self.parts])
+        rows = [records[numbers[index.cpu()]].float() for records, numbers in self.parts]
+        return torch.cat(rows, dim=2).to(index.device)
+
+
+def path_of(store, tower):
+    """The file of a tower's places. ValueError for a cache in memory, which has none."""
+    if store.path is None:
+        raise ValueError("the places of images need a cache on disk; name one with --cache FILE")
+    digest = hashlib.sha256(tower.key.encode()).hexdigest()[:16]
+    return store.path.with_name(f"{store.path.stem}.places-{digest}.f16")
+
+
+def put_places(store, tower, digests, maps):
+    """Append the places (B, P, Dp) of images with these digests. One transaction, so that two processes can
+    write to one file."""
+    data = maps.half().cpu().numpy()
+    size = data[0].nbytes
+    with store.db:
+        store.db.execute("BEGIN IMMEDIATE")
+        with open(path_of(store, tower), "ab") as file:
+            first = file.tell() // size
+            file.truncate(first * size)  # a killed process may have left part of a record
+            file.write(data.tobytes())
+        entries = []
+        for number, record in enumerate(data, first):
+            entries.append(ENTRY.pack(number, zlib.crc32(record.tobytes()), *record.shape))
+        store.write([_key(tower, digest) for digest in digests], entries)
+
+
+def known_records(store, tower, digests):
+    """{digest: (number, P, Dp)} of the records that are there and undamaged. Reads the file once, front to
+    back."""
+    path = path_of(store, tower)
+    known = {}
+    if not path.is_file():
+        return known
+    entries = _entries(store, tower, digests)
+    with open(path, "rb") as file:
+        for digest, (number, checksum, count, width) in sorted(entries.items(), key=lambda item: item[1]):
+            file.seek(2 * number * count * width)
+            if zlib.crc32(file.read(2 * count * width)) == checksum:
+                known[digest] = (number, count, width)
+    if len(known) < len(entries):
+        log.warning("%s: %d damaged records, encoding them again", path, len(entries) - len(known))
+    return known
+
+
+def open_part(store, tower, digests):
+    """(records (n, P, Dp) float16 mapped into memory, numbers (N,) int64) of one tower, for Places. All
+    `digests` must be stored."""
+    path = path_of(store, tower)
+    entries = _entries(store, tower, digests)
+    _, _, count, width = entries[digests[0]]
+    records = path.stat().st_size // (2 * count * width)
+    mapped = torch.from_file(str(path), shared=False, size=records * count * width, dtype=torch.float16)
+    return mapped.view(records, count, width), torch.tensor([entries[digest][0] for digest in digests])
+
+
+def _entries(store, tower, digests):
+    """{digest: (number, CRC-32, P, Dp)} as stored."""
+    keys = {_key(tower, digest): digest for digest in digests}
+    return {keys[key]: ENTRY.unpack(blob) for key, blob in store.fetch(keys).items()}
+
+
+def _key(tower, digest):
+    return row_key(tower, digest, kind="places")

@@ -1,0 +1,91 @@
+"""Questions about images, and the bank of answers to choose from.
+
+    questions = encode_questions(rows, names, encode)   # Questions: Q pairs of an image and a question
+    bank = questions.bank()                             # {answer: number of rows}, most frequent first
+    answer_of, share = questions.right(bank)            # (Q, W) each: the right answers of each pair
+
+Several rows with one image and one question are one pair with several right answers.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass
+class Questions:
+    """Q pairs of an image and a question."""
+
+    image_of: torch.Tensor  # (Q,) int64, the image of each pair
+    question_of: torch.Tensor  # (Q,) int64, its question, a row of `rows`
+    rows: torch.Tensor  # (K, Dt) float32 unit rows of the distinct questions
+    texts: list  # the K questions
+    answers: list  # of each pair {answer: how many rows say so}
+    types: list  # of each pair, "" where the file has none
+
+    def __len__(self):
+        return len(self.answers)
+
+    def of(self, images):
+        """The pairs of some images (a bool mask (N,)), with the images renumbered."""
+        kept = images[self.image_of]
+        pairs = kept.nonzero()[:, 0].tolist()
+        return replace(
+            self,
+            image_of=(images.cumsum(0) - 1)[self.image_of[kept]],
+            question_of=self.question_of[kept],
+            answers=[self.answers[pair] for pair in pairs],
+            types=[self.types[pair] for pair in pairs],
+        )
+
+    def to(self, device):
+        """The same with its tensors on `device`."""
+        tensors = (self.image_of, self.question_of, self.rows)
+        image_of, question_of, rows = (tensor.to(device) for tensor in tensors)
+        return replace(self, image_of=image_of, question_of=question_of, rows=rows)
+
+    def bank(self):
+        """{answer: how many rows have it}, the most frequent first."""
+        counts = Counter()
+        for answers in self.answers:
+            counts.update(answers)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def right(self, bank):
+        """(answer_of (Q, W) int64, share (Q, W) float32): the right answers of each pair as numbers in
+        `bank`, and which share of its rows says so. W is the most that a pair has; where it has fewer, or
+        `bank` lacks one, the share is 0."""
+        number = {answer: i for i, answer in enumerate(bank)}
+        width = max(map(len, self.answers), default=1)
+        answer_of, share = [], []
+        for answers in self.answers:
+            known = [(number[answer], count) for answer, count in answers.items() if answer in number]
+            total = sum(count for _, count in known)
+            empty = [0] * (width - len(known))
+            answer_of.append([answer for answer, _ in known] + empty)
+            share.append([count / total for _, count in known] + empty)
+        return torch.tensor(answer_of).view(-1, width), torch.tensor(share, dtype=torch.float32).view(
+            -1, width
+        )
+
+
+def encode_questions(rows, image_names, encode):
+    """The Questions of a list of Row about the images `image_names`. `encode` maps a list of texts to unit
+    rows (len, Dt)."""
+    number = {name: i for i, name in enumerate(image_names)}
+    answers, types = {}, {}
+    for row in rows:
+        pair = (number[row.image_name], row.question)
+        answers.setdefault(pair, Counter())[row.text] += 1
+        types.setdefault(pair, row.type)
+    texts = list(dict.fromkeys(question for _, question in answers))
+    place = {text: i for i, text in enumerate(texts)}
+    return Questions(
+        torch.tensor([image for image, _ in answers]),
+        torch.tensor([place[question] for _, question in answers]),
+        encode(texts),
+        texts,
+        list(answers.values()),
+        list(types.values()),
+    )

@@ -1,0 +1,91 @@
+"""The batches of an epoch, and the loss of one, in one process or in several.
+
+A batch is of one kind: "captions" trains the predictor of captions, "answers" that of answers, and
+"question_only" the baseline that sees no image. `args` are the flags of train.py, `data` is what
+models/features/load.py gives. Each process predicts its share of a batch, and every process computes the loss
+of the whole batch.
+"""
+
+import torch
+
+from models import distributed, losses
+
+QUESTION_BATCH = 256  # pairs of an image and a question per step
+
+
+def batches(args, data, epoch):
+    """[(kind, indices (B,)), ...] of an epoch, the kinds evenly mixed. All that is random in an epoch follows
+    from the seed and its number."""
+    torch.manual_seed(args.seed * 1_000_003 + epoch)
+    device = data.image_of.device
+    order = torch.randperm(len(data.text)).to(device)
+    if args.group_captions:
+        order = torch.randperm(len(data.image)).to(device)[data.image_of].argsort(stable=True)
+    found = {"captions": order.split(args.batch_size) if len(order) else ()}
+    if data.questions is not None:
+        pairs = torch.randperm(len(data.questions.answers)).to(device)
+        found["answers"] = found["question_only"] = pairs.split(QUESTION_BATCH)
+    mixed = []
+    for kind, split in found.items():
+        mixed += [((i + 0.5) / len(split), kind, batch) for i, batch in enumerate(split)]
+    mixed.sort(key=lambda item: item[:2])
+    return [(kind, batch) for _, kind, batch in mixed]
+
+
+def loss_of(args, data, training, kind, batch, each, process):
+    """The loss of a batch, a scalar: the mean over the members of its predictor."""
+    if kind == "captions":
+        return _caption_loss(args, data, training, batch, each[kind], process)
+    return _answer_loss(args, data, getattr(training.predictor, kind), batch, each[kind], process)
+
+
+def _caption_loss(args, data, training, captions, each, process):
+    """The loss `--loss` of captions (B,) and their images."""
+    images, image_of = data.image_of[captions].unique(return_inverse=True)  # each image is predicted once
+    mine = process.share(len(images))
+    with _precision(args, process):
+        rows = each(data.image[images[mine]], rows=(mine.start, len(images)))  # (share, members * Dt)
+    predicted = distributed.gather(rows.float(), len(images)).chunk(args.members, dim=1)
+    scale = training.log_scale.exp().clamp_max(losses.MAX_SCALE)
+    text = data.text[captions]  # (B, Dt)
+    loss = getattr(losses, args.loss)
+    return sum(loss(member, text, image_of, scale, training.bias) for member in predicted) / args.members
+
+
+def _answer_loss(args, data, predictor, pairs, each, process):
+    """Softmax over the bank of answers, for pairs (B,) of an image and a question."""
+    mine = process.share(len(pairs))
+    own, questions = pairs[mine], data.questions
+    seen = dict(question=questions.rows[questions.question_of[own]])
+    if predictor.reads_image:
+        images = questions.image_of[own]
+        seen |= dict(image=data.image[images], places=data.places[images])
+    with _precision(args, process):
+        rows = each(**seen, rows=(mine.start, len(pairs)))  # (share, members * Dt)
+    members = len(predictor.members)
+    predicted = distributed.gather(rows.float(), len(pairs)).chunk(members, dim=1)
+    right = (data.answer, data.answer_of[pairs], data.share[pairs])
+    scale = predictor.log_scale.exp().clamp_max(losses.MAX_SCALE)
+    return sum(losses.answer_bank(member, *right, scale) for member in predicted) / members
+
+
+def _precision(args, process):
+    return torch.autocast(torch.device(process.device).type, torch.bfloat16, enabled=args.bf16)
+
+
+def predict_held_out(args, held_out, training):
+    """(predictions (N, Dt) of the held-out images that have captions, the one of these N images that each
+    caption describes (M,), the mean loss of the captions)."""
+    captioned, image_of = held_out.image_of.unique(return_inverse=True)  # an image may have questions alone
+    text = held_out.text
+    loss_sum = 0.0
+    with torch.no_grad():
+        images = held_out.image[captioned].to(training.log_scale.device)
+        predicted = training.predictor(images).cpu()  # (N, Dt)
+        scalars = training.log_scale.exp().cpu(), training.bias.cpu()
+        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(0))
+        for batch in order.split(args.batch_size):
+            images, which = image_of[batch].unique(return_inverse=True)
+            loss = getattr(losses, args.loss)(predicted[images], text[batch], which, *scalars)
+            loss_sum += loss.item() * len(batch)
+    return predicted, image_of, loss_sum / len(text)

@@ -1,0 +1,248 @@
+"""Questions: their rows, their places, the predictor that takes them, and how often it is right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import answering
+from models.dataset import VisionTextDataset, read_questions
+from models.features import encode_archive
+from models.features.cache import opened
+from models.features.places import path_of
+from models.losses import answer_bank
+from models.predictor import Predictor, QueryPredictor, coordinates
+from tests.conftest import Letters, Pixels, make_archive, write_csv
+
+HEADER = ("image_name", "question", "answer", "type")
+ROWS = [
+    ("000.jpg", "What is it?", "a disc", "what"),
+    ("000.jpg", "What is it?", "a circle", "what"),
+    ("000.jpg", "What is it?", "a disc", "what"),
+    ("001.jpg", "What is it?", "a disc", "what"),
+    ("001.jpg", "Is it red?", "no", "color"),
+    ("003.jpg", "Is it red?", "yes", "color"),
+]
+
+
+class Places(Pixels):
+    """An image tower with four places of three numbers: the mean colors of the quarters."""
+
+    places_dim = 3
+
+    def encode(self, images, places=False):
+        rows = super().encode(images)
+        if not places:
+            return rows
+        return rows, F.adaptive_avg_pool2d(images, 2).flatten(2).mT  # (B, 4, 3)
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """(questions file, folder of images)."""
+    archive = make_archive(tmp_path / "archive", count=4)
+    return write_csv(tmp_path / "questions.csv", ROWS, HEADER), archive.images
+
+
+def dataset_of(asked):
+    path, images = asked
+    return VisionTextDataset(path, None, images, rows=read_questions(path))
+
+
+def encode(asked, cache, tower=None):
+    return encode_archive(dataset_of(asked), tower or Places(), Letters(), cache, quiet=True, places=True)
+
+
+def test_questions_file_is_read_with_types_and_captions_between(tmp_path):
+    path = write_csv(tmp_path / "q.csv", [*ROWS[:1], ("000.jpg", "", "a caption", "")], HEADER)
+    question, caption = read_questions(path)
+    assert (question.question, question.text, question.type) == ("What is it?", "a disc", "what")
+    assert (caption.question, caption.text, caption.line) == ("", "a caption", 3)
+    untyped = write_csv(tmp_path / "u.csv", [row[:3] for row in ROWS], HEADER[:3])
+    assert {row.type for row in read_questions(untyped)} == {""}
+
+
+def test_dataset_keeps_questions_out_of_its_captions(asked):
+    dataset = dataset_of(asked)
+    assert len(dataset) == 0 and len(dataset.question_rows) == len(ROWS)
+    assert dataset.image_names == ["000.jpg", "001.jpg", "003.jpg"]
+
+
+def test_questions_are_pairs_with_counted_answers(asked, tmp_path):
+    features = encode(asked, tmp_path / "f.sqlite")
+    questions = features.questions
+    assert questions.answers == [{"a disc": 2, "a circle": 1}, {"a disc": 1}, {"no": 1}, {"yes": 1}]
+    assert (
+        questions.texts == ["What is it?", "Is it red?"] and questions.types == ["what"] * 2 + ["color"] * 2
+    )
+    assert questions.image_of.tolist() == [0, 1, 1, 2] and questions.question_of.tolist() == [0, 0, 1, 1]
+    assert torch.allclose(questions.rows, Letters().encode(questions.texts), atol=1e-3)
+    bank = questions.bank()
+    assert bank == {"a disc": 3, "a circle": 1, "no": 1, "yes": 1}
+    answer_of, share = questions.right(bank)
+    assert answer_of.shape == share.shape == (4, 2)
+    assert torch.equal(share[0], torch.tensor([2 / 3, 1 / 3])) and share[1].tolist() == [1.0, 0.0]
+    assert questions.right({"no": 1})[1].sum() == 1  # what the bank lacks counts nothing
+    half = features.of(torch.tensor([False, True, True]))
+    assert half.questions.image_of.tolist() == [0, 0, 1]
+    assert half.questions.answers == questions.answers[1:]
+    assert torch.equal(half.places[torch.tensor([0, 1])], features.places[torch.tensor([1, 2])])
+
+
+def test_places_are_those_of_the_tower_and_are_encoded_once(asked, tmp_path):
+    cache, tower = tmp_path / "f.sqlite", Places()
+    features = encode(asked, cache, tower)
+    dataset = dataset_of(asked)
+    dataset.preprocess = tower.preprocess
+    pixels = torch.stack([dataset.pixels(i) for i in range(3)])
+    rows, places = tower.encode(pixels, places=True)
+    every = torch.arange(3)
+    assert features.places.shape == (3, 4, 3) and (features.places[every] - places).abs().max() < 1e-3
+    assert (features.image - rows).abs().max() < 1e-3
+    again = Places()
+    found = encode(asked, cache, again)
+    assert again.seen == 0 and torch.equal(found.places[every], features.places[every])
+
+
+def test_images_whose_rows_alone_are_cached_are_encoded_again_for_their_places(asked, tmp_path):
+    encode_archive(dataset_of(asked), Places(), Letters(), tmp_path / "f.sqlite", quiet=True)
+    tower = Places()
+    encode(asked, tmp_path / "f.sqlite", tower)
+    assert tower.seen == 3
+
+
+def test_damaged_places_are_encoded_again_and_the_others_kept(asked, tmp_path, caplog):
+    cache = tmp_path / "f.sqlite"
+    every = torch.arange(3)
+    whole = encode(asked, cache).places[every]
+    with opened(cache) as store:
+        path = path_of(store, Places())
+    size = path.stat().st_size // 3
+    content = bytearray(path.read_bytes())
+    content[size + 2] ^= 1
+    path.write_bytes(content + b"part of a record")
+    tower = Places()
+    found = encode(asked, cache, tower)
+    assert tower.seen == 1 and torch.equal(found.places[every], whole)
+    assert path.name in caplog.text and path.stat().st_size % size == 0
+
+
+def test_places_need_a_cache_on_disk(asked):
+    with pytest.raises(ValueError, match="--cache"):
+        encode(asked, None)
+
+
+@pytest.fixture
+def query():
+    torch.manual_seed(0)
+    return QueryPredictor(24, 26, 16, 0.0, 0.0, 2, places_dim=3, known=2).eval()
+
+
+def inputs(count=5):
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((count, 24), (count, 4, 3), (count, 26))
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def test_query_predictor_without_a_question_is_the_predictor_of_captions(query):
+    image, places, question = inputs()
+    twin = Predictor(24, 26, 16, members=2)
+    twin.load_state_dict(query.captions.state_dict())
+    assert torch.equal(query(image), twin(image))
+    answers = query(image, places, question)
+    assert answers.shape == (5, 26) and (answers.norm(dim=1) - 1).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="--csv"):
+        QueryPredictor(24, 26, 16, 0.0, 0.0, 1, places_dim=3, captions=False)(image)
+
+
+def test_answers_depend_on_image_places_their_order_and_question(query):
+    image, places, question = inputs()
+    answers = query(image, places, question)
+    changed = [(image.flip(0), places, question), (image, places.flip(0), question)]
+    changed += [(image, places.flip(1), question), (image, places, question.flip(0))]
+    for other in changed:
+        assert (query(*other) - answers).abs().max() > 1e-4
+    assert torch.equal(query.question_only(question), query.question_only(question))
+
+
+def test_members_have_under_five_million_parameters():
+    query = QueryPredictor(1960, 384, 2048, 0.5, 0.5, 1, places_dim=680)
+    assert sum(p.numel() for p in query.answers.parameters()) < 5e6
+
+
+def test_each_predicts_the_rows_of_a_share(query):
+    """Dropout of a share of a batch is that of the whole batch."""
+    image, places, question = inputs(6)
+    query.train()
+    torch.manual_seed(3)
+    whole = query.answers.each(question, image, places)
+    for rows in (slice(0, 2), slice(2, 6)):
+        torch.manual_seed(3)
+        part = query.answers.each(question[rows], image[rows], places[rows], rows=(rows.start, 6))
+        for member, found in zip(whole, part):
+            assert (member[rows] - found).abs().max() < 1e-5
+
+
+def test_coordinates_tell_left_from_right():
+    found = coordinates(torch.zeros(1, 9, 3))[0]  # y, x, ...
+    assert found[:, 0].tolist() == [-1, -1, -1, 0, 0, 0, 1, 1, 1]
+    assert found[:, 1].tolist() == [-1, 0, 1] * 3
+
+
+def test_answer_bank_is_cross_entropy_with_soft_targets():
+    generator = torch.Generator().manual_seed(0)
+    predicted = F.normalize(torch.randn(3, 8, generator=generator), dim=1)
+    answer = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
+    answer_of = torch.tensor([[1, 2], [4, 0], [3, 0]])
+    share = torch.tensor([[0.75, 0.25], [1.0, 0.0], [0.0, 0.0]])  # the last has no answer in the bank
+    target = torch.tensor([[0, 0.75, 0.25, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]])
+    naive = F.cross_entropy(10 * predicted @ answer.T, target)
+    assert answer_bank(predicted, answer, answer_of, share, 10).item() == pytest.approx(naive.item())
+
+
+def test_most_frequent_answer_falls_back_to_type_and_then_to_all(asked, tmp_path):
+    questions = encode(asked, tmp_path / "f.sqlite").questions
+    rows = read_questions(asked[0])
+    assert answering.most_frequent(rows, questions) == ["a disc", "a disc", "no", "no"]
+    questions.texts[1] = "Is it blue?"  # never seen: its type decides
+    assert answering.most_frequent(rows, questions)[2:] == ["no", "no"]
+    questions.types[2:] = ["size", "size"]  # nor its type
+    assert answering.most_frequent(rows, questions)[2:] == ["a disc", "a disc"]
+
+
+def test_derangement_gives_every_image_another_one():
+    image_of = torch.arange(7)
+    for seed in range(5):
+        other = answering.derangement(image_of, 7, seed)
+        assert (other != image_of).all() and sorted(other.tolist()) == list(range(7))
+
+
+def test_accuracy_counts_any_answer_of_the_file_and_splits_by_type(asked, tmp_path):
+    questions = encode(asked, tmp_path / "f.sqlite").questions
+    right = answering.is_right(questions, ["a circle", "a circle", "no", "no"])
+    assert right.tolist() == [1, 0, 1, 0]
+    assert answering.accuracy(right, questions) == dict(
+        accuracy=0.5, accuracy_by_type=dict(color=0.5, what=0.5)
+    )
+    low, high = answering.intervals(right, questions)["accuracy"]
+    assert 0 <= low <= 0.5 <= high <= 1
+
+
+def test_choose_equals_the_naive_loop(asked, tmp_path, query):
+    features = encode(asked, tmp_path / "f.sqlite")
+    bank = list(features.questions.bank())
+    answer = Letters().encode(bank)
+    chosen = answering.choose(query.answers, features, bank, answer)
+    questions = features.questions
+    for i, found in enumerate(chosen):
+        image = questions.image_of[i : i + 1]
+        question = questions.rows[questions.question_of[i]][None]
+        with torch.no_grad():
+            predicted = query(features.image[image], features.places[image], question)
+        assert found == bank[int((predicted @ answer.T).argmax())]
+
+
+def test_official_accuracies_need_the_answers_of_their_data_sets(asked, tmp_path):
+    questions = encode(asked, tmp_path / "f.sqlite").questions
+    assert answering.official(questions, ["a disc"] * 4) == {}
+    yes_no = questions.of(torch.tensor([False, False, True]))
+    assert answering.official(yes_no, ["yes"]) == dict(precision=1, recall=1, f1=1, yes_ratio=1)

@@ -1,0 +1,174 @@
+"""train.py and eval.py with questions, on 24 drawings of four shapes in six colors."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import eval
+import train
+from models import runs
+from models.vljepa import VLJEPA
+from tests.conftest import COLORS, SHAPES, Run, make_shapes, write_csv
+
+HEADER = ("image_name", "question", "answer", "type")
+FLAGS = ["--recipe", "answer", "--epochs", "8", "--hidden", "16"]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A Run that is not trained yet, whose `csv` is a questions file."""
+    folder = tmp_path_factory.mktemp("asked")
+    archive = make_shapes(folder / "shapes")
+    rows = []
+    for color in COLORS:
+        for i, shape in enumerate(SHAPES):
+            name = f"{color}-{shape}.jpg"
+            rows += [(name, "What color is it?", color, "color"), (name, "What shape is it?", shape, "shape")]
+            rows += [(name, f"Is it {color}?", "yes", "exists")]
+            rows += [(name, f"Is it {COLORS[COLORS.index(color) - 1 - i % 2]}?", "no", "exists")]
+    questions = write_csv(folder / "questions.csv", rows, HEADER)
+    return Run(folder / "run", questions, archive.images, folder / "f.sqlite", archive.names, set()), archive
+
+
+def flags_of(shapes, run, *more):
+    questions, archive = shapes
+    flags = questions.flags(run, *FLAGS, *more)
+    flags[1] = str(archive.csv)
+    return [*flags, "--questions", str(questions.csv)]
+
+
+@pytest.fixture(scope="session")
+def run(shapes):
+    """The folder of a run that learned captions and answers."""
+    folder = shapes[0].folder
+    assert train.main(flags_of(shapes, folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def ask(shapes, run, capsys):
+    """The standard output of eval.main for a run, by default the trained one."""
+
+    def ask(*flags, of=run):
+        capsys.readouterr()
+        own = ["--run", of, "--cache", shapes[0].cache, "--device", "cpu", "--quiet"]
+        code = eval.main([str(flag) for flag in (*flags, *own)])
+        out, errors = capsys.readouterr()
+        return (out, errors) if code else out
+
+    return ask
+
+
+def same(a, b):
+    a, b = (runs.load_last(folder)[0] for folder in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_run_learns_to_answer_beyond_the_wording_of_the_question(run):
+    log = [json.loads(line) for line in (run / runs.LOG).read_text().splitlines()]
+    assert log[-1]["answer_loss"] < log[0]["answer_loss"]
+    assert log[-1]["accuracy"] > log[-1]["question_only_accuracy"]
+    assert {"val_loss", "text_retrieval_recall@1"} <= log[-1].keys()
+
+
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shapes, run, tmp_path):
+    assert train.main(flags_of(shapes, tmp_path / "run", "--epochs", "3", "--schedule", "constant")) == 0
+    assert train.main(["--run", str(tmp_path / "run"), "--resume", "--epochs", "5", "--quiet"]) == 0
+    assert train.main(flags_of(shapes, tmp_path / "whole", "--epochs", "5", "--schedule", "constant")) == 0
+    assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_captions_are_learned_as_without_questions(shapes, tmp_path):
+    """The predictors share no parameters, and without dropout no random numbers."""
+    flags = ["--epochs", "2", "--dropout", "0", "--input-dropout", "0", "--lr", "1e-2", "--warmup", "0"]
+    flags += ["--schedule", "constant", "--batch-size", "64"]  # one step per epoch
+    assert train.main(flags_of(shapes, tmp_path / "both", *flags)) == 0
+    assert train.main(flags_of(shapes, tmp_path / "captions", *flags)[:-2]) == 0
+    both, captions = (runs.load_last(tmp_path / name)[0] for name in ("both", "captions"))
+    for name, value in captions.items():
+        if name.startswith("predictor."):
+            found = both[name.replace("predictor.", "predictor.captions.")]
+            assert (found - value).abs().max() < 1e-6
+
+
+def test_questions_alone_train_too_and_then_know_no_captions(shapes, ask, tmp_path):
+    flags = flags_of(shapes, tmp_path / "alone", "--epochs", "1")[2:]  # without --csv
+    assert train.main(flags) == 0
+    photo = shapes[1].images / "red-line.jpg"
+    assert ask(photo, "--ask", "What color is it?", of=tmp_path / "alone").startswith("Answer: ")
+    assert "--csv" in ask(photo, of=tmp_path / "alone")[1]
+
+
+def test_ask_prints_the_answer_and_the_five_best(shapes, ask):
+    out = ask(shapes[1].images / "red-line.jpg", "--ask", "What color is it?")
+    lines = out.splitlines()
+    assert lines[0].startswith("Answer: ") and len(lines) == 6
+    scores = [float(line.split()[0]) for line in lines[1:]]
+    assert scores == sorted(scores, reverse=True) and lines[1].split()[1] == lines[0].removeprefix("Answer: ")
+
+
+def test_ask_chooses_from_the_answers_that_are_given(shapes, ask):
+    photo = shapes[1].images / "red-line.jpg"
+    results = json.loads(
+        ask(photo, "--json", "--ask", "What color is it?", "Is it red?", "--answers", "maybe", "so")
+    )
+    assert [result["question"] for result in results] == ["What color is it?", "Is it red?"]
+    assert all(set(result["scores"]) == {"maybe", "so"} for result in results)
+
+
+def test_question_unlike_all_of_training_gets_a_note(shapes, ask):
+    photo = shapes[1].images / "red-line.jpg"
+    assert "note:" not in ask(photo, "--ask", "What color is this?")
+    assert "note:" in ask(photo, "--ask", "Who won the election in 1932?")
+
+
+def test_run_without_questions_refuses_to_answer(tiny_run, ask):
+    _, errors = ask(tiny_run.images / tiny_run.names[0], "--ask", "What is it?", of=tiny_run.folder)
+    assert str(tiny_run.folder) in errors and "--questions" in errors
+
+
+def test_accuracy_table_has_its_rows_types_and_intervals(shapes, ask):
+    result = json.loads(ask("--questions", shapes[0].csv, "--held-out", "--json"))
+    names = ["most frequent answer", "question only", "mismatched images", "this model"]
+    assert result["task"] == "visual_question_answering" and list(result["rows"]) == names
+    assert set(result["metrics"]["accuracy_by_type"]) == {"color", "shape", "exists"}
+    low, high = result["interval_95"]["accuracy"]
+    assert low <= result["metrics"]["accuracy"] <= high
+    log = [json.loads(line) for line in (shapes[0].folder / runs.LOG).read_text().splitlines()]
+    assert result["metrics"]["accuracy"] in [entry["accuracy"] for entry in log]
+
+
+def test_shared_model_answers_as_the_run_and_names_no_training_image(shapes, run, ask, tmp_path):
+    model = VLJEPA.load(run)
+    model.save_pretrained(tmp_path / "shared")
+    shared = VLJEPA.from_pretrained(str(tmp_path / "shared"))
+    photos = [shapes[1].images / name for name in shapes[1].names[:3]]
+    asked = ["What color is it?", "Is it pink?"]
+    assert shared.answer(photos, asked) == model.answer(photos, asked)
+    public = b"".join(path.read_bytes() for path in (tmp_path / "shared").iterdir())
+    assert not any(name.encode() in public for name in shapes[1].names)
+    flags = ("--questions", shapes[0].csv, "--images", shapes[1].images, "--json")
+    rows = json.loads(ask(*flags, of=tmp_path / "shared").partition("{")[2].join(["{", ""]))["rows"]
+    assert "most frequent answer" not in rows and "this model" in rows
+
+
+def test_answer_takes_one_or_many_of_images_and_questions(shapes, run):
+    model = VLJEPA.load(run)
+    photo = shapes[1].images / "red-line.jpg"
+    one = model.answer(photo, "What color is it?")
+    assert isinstance(one, str) and one in model.config["answers"]
+    assert model.answer([photo], "What color is it?") == [one]
+    assert model.answer(photo, ["What color is it?"]) == [one]
+    assert model.answer([photo], ["What color is it?"]) == [[one]]
+    assert model.answer_scores([photo, photo], ["a?", "b?", "c?"], ["x", "y"]).shape == (2, 3, 2)
+
+
+def test_missing_questions_file_is_named(shapes, run, ask, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    tensors, facts = runs.load_last(tmp_path / "run")
+    facts["recipe"]["questions"] = str(tmp_path / "gone.csv")
+    runs.save_last(tmp_path / "run", tensors, facts)
+    _, errors = ask("--questions", shapes[0].csv, of=tmp_path / "run")
+    assert "gone.csv" in errors
