@@ -116,9 +116,10 @@ def build(args, data, device):
         args.members,
     )
     if data.questions:
-        known = min(len(data.questions.rows), KNOWN)
+        known = min(len(data.questions.texts), KNOWN)
         query = QueryPredictor(*sizes, data.places.shape[2], known, captions=len(data.text) > 0).to(device)
-        query.standardise(data.image, data.places, data.questions.rows)
+        asked = data.questions.rows[: len(data.questions.texts)]
+        query.standardise(data.image, data.places, asked)
         predictor, captions = query, query.captions
     else:
         predictor = captions = Predictor(*sizes).to(device)

@@ -11,6 +11,7 @@ finite.
 import torch
 
 KS = (1, 5, 10)
+DRAWN_AT_ONCE = 1_000_000  # images of the bootstrap, 8 bytes each
 TIE = 1e-6  # closer cosines are equal: the products of equal float32 rows differ by about 1e-7
 
 
@@ -101,18 +102,25 @@ def intervals(to_image, to_text, image_of):
     captions = image_of.bincount(minlength=n)
     found = {}
     for k in KS:
-        hits = (to_text < k).double()
-        found[f"text_retrieval_recall@{k}"] = interval(hits, torch.ones(n))
+        found[f"text_retrieval_recall@{k}"] = ((to_text < k).double(), torch.ones(n))
     for k in KS:
         hits = torch.zeros(n, dtype=torch.double).index_add(0, image_of, (to_image < k).double())
-        found[f"image_retrieval_recall@{k}"] = interval(hits, captions)
-    return found
+        found[f"image_retrieval_recall@{k}"] = (hits, captions)
+    hits, trials = (torch.stack([pair[i].double() for pair in found.values()], dim=1) for i in range(2))
+    low, high = interval(hits, trials)  # 6 numbers each
+    return dict(zip(found, zip(low, high)))
 
 
 def interval(hits, trials, seed=0):
-    """(low, high): the 95 % interval of sum(hits) / sum(trials), both (N,), one entry per image."""
-    per_image = torch.stack([hits.double(), trials.double()], dim=1)  # (N, 2)
-    return bootstrap(per_image, lambda total: total[:, 0] / total[:, 1], seed)
+    """(low, high): the 95 % interval of sum(hits) / sum(trials), both (N,) or (N, R), one entry per image.
+    With R columns the ends are lists of R numbers."""
+    columns = 1 if hits.ndim == 1 else hits.shape[1]
+    per_image = torch.cat([hits.double().view(len(hits), -1), trials.double().view(len(hits), -1)], dim=1)
+
+    def ratio(totals):
+        return (totals[:, :columns] / totals[:, columns:]).view(len(totals), *hits.shape[1:])
+
+    return bootstrap(per_image, ratio, seed)
 
 
 def bootstrap(per_image, statistic, seed=0, draws=1000):
@@ -120,16 +128,20 @@ def bootstrap(per_image, statistic, seed=0, draws=1000):
     bootstrap).
 
     per_image (N, F) float64 holds what each image adds to F totals. `statistic` maps totals (draws, F) to
-    (draws,). Images are drawn, not captions: the captions of one image are not independent."""
+    (draws,) or (draws, R); the ends are then lists of R numbers. Images are drawn, not captions: the captions
+    of one image are not independent."""
     n = len(per_image)
     generator = torch.Generator().manual_seed(seed)
     totals = []
-    for _ in range(draws):
-        times = torch.randint(n, (n,), generator=generator).bincount(minlength=n)  # each image is drawn
+    at_once = max(1, DRAWN_AT_ONCE // n)
+    for start in range(0, draws, at_once):
+        count = min(at_once, draws - start)
+        images = torch.randint(n, (count, n), generator=generator) + n * torch.arange(count)[:, None]
+        times = images.flatten().bincount(minlength=count * n).view(count, n)  # each image is drawn
         totals.append(times.double() @ per_image)
     ends = torch.tensor([0.025, 0.975], dtype=torch.double)
-    low, high = statistic(torch.stack(totals)).quantile(ends).tolist()
-    return low, high
+    low, high = statistic(torch.cat(totals)).quantile(ends, dim=0)
+    return low.tolist(), high.tolist()
 
 
 def classification(scores, truth):

@@ -56,7 +56,7 @@ def _answer_loss(args, data, predictor, pairs, each, process):
     """Softmax over the bank of answers, for pairs (B,) of an image and a question."""
     mine = process.share(len(pairs))
     own, questions = pairs[mine], data.questions
-    seen = dict(question=questions.rows[questions.question_of[own]])
+    seen = dict(question=questions.rows[_wordings(questions, pairs)[mine]])
     if predictor.reads_image:
         images = questions.image_of[own]
         seen |= dict(image=data.image[images], places=data.places[images])
@@ -67,6 +67,14 @@ def _answer_loss(args, data, predictor, pairs, each, process):
     right = (data.answer, data.answer_of[pairs], data.share[pairs])
     scale = predictor.log_scale.exp().clamp_max(losses.MAX_SCALE)
     return sum(losses.answer_bank(member, *right, scale) for member in predicted) / members
+
+
+def _wordings(questions, pairs):
+    """The row of a wording for each of the pairs (B,): half the time its own, else any of its wordings."""
+    choices = questions.wordings[questions.question_of[pairs]]  # (B, W)
+    any_of = torch.randint(choices.shape[1], (len(pairs),)).to(choices.device)
+    column = any_of * (torch.rand(len(pairs)) < 0.5).to(choices.device)
+    return choices.gather(1, column[:, None])[:, 0]
 
 
 def _precision(args, process):

@@ -158,12 +158,23 @@ class AnswerPredictor(nn.Module):
             std = rows.std(0, correction=0)
             getattr(self, f"{name}std").copy_(torch.where(std > 1e-6, std, 1.0))
 
+    def attention(self, question, places):
+        """(B, P) float32 that sums to 1: where the members look, the mean over their heads."""
+        question, places = self._scaled(question, places)
+        weights = [member.look(question, places)[1].mean(2) for member in self.members]
+        return sum(weights) / len(weights)
+
+    def _scaled(self, question, places):
+        """Questions of deviation 1 and standardised places."""
+        return question * question.shape[1] ** 0.5, (places - self.places_mean) / self.places_std
+
     def each(self, question, image=None, places=None, rows=None):
         """The prediction of each member, a list of (B, text_dim) unit rows; `rows` as in Predictor.each."""
-        inputs = [question * question.shape[1] ** 0.5]  # numbers of deviation 1
         if self.reads_image:
-            inputs.append((image - self.mean) / self.std)
-            inputs.append((places - self.places_mean) / self.places_std)
+            question, places = self._scaled(question, places)
+            inputs = (question, (image - self.mean) / self.std, places)
+        else:
+            inputs = (question * question.shape[1] ** 0.5,)
         return [F.normalize(member(*inputs, rows=rows), dim=-1) for member in self.members]
 
     def forward(self, question, image=None, places=None):
@@ -193,11 +204,7 @@ class Attention(nn.Module):
         def drop(x, p):
             return dropout(x, p, self.training, rows)
 
-        places = drop(places.flatten(1), INPUT_DROPOUT).view_as(places)
-        scale, shift = self.film(question)[:, None].chunk(2, dim=2)  # (B, 1, PLACE_WIDTH)
-        local = self.place(torch.cat([places, coordinates(places)], dim=2))  # (B, P, PLACE_WIDTH)
-        local = F.gelu(local * (1 + scale) + shift)
-        weights = self.score(local).softmax(dim=1)  # (B, P, HEADS), the attention
+        local, weights = self.look(question, drop(places.flatten(1), INPUT_DROPOUT).view_as(places))
         seen = (weights.mT @ local).flatten(1)  # (B, HEADS * PLACE_WIDTH)
         seen = F.gelu(self.seen(drop(seen, DROPOUT / 2)))
         image = F.gelu(self.image(drop(image, INPUT_DROPOUT)))
@@ -205,6 +212,14 @@ class Attention(nn.Module):
         x = torch.cat([image, question, image * question, seen], dim=1)  # (B, 4 * WIDTH)
         x = F.gelu(self.up(drop(x, DROPOUT)))
         return self.down(drop(x, DROPOUT))
+
+    def look(self, question, places):
+        """(features of the places, as the question scales and shifts them (B, P, PLACE_WIDTH); the attention
+        of each head over the places (B, P, HEADS), which sums to 1)."""
+        scale, shift = self.film(question)[:, None].chunk(2, dim=2)  # (B, 1, PLACE_WIDTH)
+        local = self.place(torch.cat([places, coordinates(places)], dim=2))  # (B, P, PLACE_WIDTH)
+        local = F.gelu(local * (1 + scale) + shift)
+        return local, self.score(local).softmax(dim=1)
 
 
 class QuestionOnly(nn.Module):

@@ -28,7 +28,7 @@ The towers are not part of this model; their hashes are checked when it is loade
 from models.vljepa import VLJEPA
 
 model = VLJEPA.from_pretrained("this folder or repository")
-model.classify("photo.jpg", ["a dog", "a cat"])
+{usage}
 ```
 
 ## Towers
@@ -40,7 +40,7 @@ model.classify("photo.jpg", ["a dog", "a cat"])
 
 ## Data
 
-{images:,} images with {captions:,} captions, from `{source}`. SHA-256 of the names and captions: {data}.
+{images:,} images with {captions:,} captions{asked}, from `{source}`. SHA-256 of names and captions: {data}.
 
 ## Results
 
@@ -191,7 +191,9 @@ def card(config, record, parameters, results=None):
         parameters=parameters,
         images=config["images"],
         captions=config["captions"],
-        source=recipe.get("shards") or recipe["csv"],
+        asked=f" and {config['questions']:,} questions" if "questions" in config else "",
+        usage="\n".join(_card_usage(config)),
+        source=recipe.get("shards") or " and ".join(filter(None, (recipe["csv"], recipe.get("questions")))),
         data=config["data"],
         results=_card_results(results, record.get("held_out")),
         epoch=record["epoch"],
@@ -213,12 +215,28 @@ def _card_header():
     return data.to_yaml()
 
 
+def _card_usage(config):
+    """The lines of Python that use what it was trained for."""
+    if config["captions"]:
+        yield 'model.classify("photo.jpg", ["a dog", "a cat"])'
+    if "answers" in config:
+        yield 'model.answer("photo.jpg", "What color is it?")'
+
+
 def _card_results(results, held_out):
-    """A sentence and a table, or the reason why there are none."""
+    """Sentences and a table, or the reason why there are none."""
     found = results or held_out
     if not found:
         return "None: no image was held out in training, and no results of `eval.py --json` were given."
     note = "" if results else " The epoch was chosen by these images, which flatters it a little."
+    accuracy = found.get("accuracy", found.get("metrics", {}).get("accuracy"))
+    parts = [_card_recalls(found, note)] if "captions" in found else []
+    if accuracy is not None:
+        parts.append(f"Answers: {100 * accuracy:.1f} % right over {found['dataset']}.{note}")
+    return "\n\n".join(parts)
+
+
+def _card_recalls(found, note):
     lines = [
         f"Recall@k (hit rate) in percent over {found['images']:,} images and {found['captions']:,} captions "
         f"of {found['dataset']}, with the 95 % interval of a bootstrap over images.{note}",

@@ -33,7 +33,7 @@ LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet",
 
 
 # Flags that --resume lets change; the others are those of the run.
-FREE = {"resume", "epochs", "run", "csv", "images", "shards", "shard_features", "cache"}
+FREE = {"resume", "epochs", "run", "csv", "questions", "images", "shards", "shard_features", "cache"}
 FREE |= {"device", "workers", "encode_batch", "quiet", "bf16", "compile"}
 
 
@@ -198,7 +198,7 @@ def _facts(path, header):
 def public_recipe(recipe):
     """The flags of train.py that others may read: without local paths, and files as bare names."""
     public = {name: value for name, value in recipe.items() if name not in LOCAL}
-    for name in ("csv", "shards"):
+    for name in ("csv", "questions", "shards"):
         public[name] = os.path.basename(public.get(name, "").rstrip("/"))
     return public
 

@@ -157,6 +157,16 @@ class VLJEPA(nn.Module, ModelHubMixin):
         )
         return (predicted @ answers.to(predicted.device).T).view(b, k, -1)
 
+    def attention(self, image, questions):
+        """(K, P) float32 that sums to 1: where it looks for each of K questions about one image. P places
+        are a square grid, row by row, over what the image tower sees. Raises as `answer_scores` does."""
+        self.check_answers()
+        _, places = _features(self.vision, [image], places=True)
+        asked = self.encode_text(questions).to(self.device)
+        with torch.no_grad():
+            places = places.to(self.device).expand(len(asked), -1, -1)
+            return self.predictor.answers.attention(asked, places).cpu()
+
     def check_answers(self):
         """ValueError for a run that was trained without questions."""
         if not isinstance(self.predictor, QueryPredictor):

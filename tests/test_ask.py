@@ -1,16 +1,22 @@
 """train.py and eval.py with questions, on 24 drawings of four shapes in six colors."""
 
+import csv
 import json
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 import eval
 import train
+from apps.attention import __main__ as attention
 from models import runs
+from models.dataset import read_questions, reworded
+from models.features.questions import encode_questions
 from models.vljepa import VLJEPA
-from tests.conftest import COLORS, SHAPES, Run, make_shapes, write_csv
+from tests.conftest import COLORS, ROOT, SHAPES, Letters, Run, make_shapes, write_csv
+from tests.models.test_distributed import torchrun
 
 HEADER = ("image_name", "question", "answer", "type")
 FLAGS = ["--recipe", "answer", "--epochs", "8", "--hidden", "16"]
@@ -172,3 +178,55 @@ def test_missing_questions_file_is_named(shapes, run, ask, tmp_path):
     runs.save_last(tmp_path / "run", tensors, facts)
     _, errors = ask("--questions", shapes[0].csv, of=tmp_path / "run")
     assert "gone.csv" in errors
+
+
+def test_attention_to_a_question_is_a_share_of_every_place(shapes, run):
+    model = VLJEPA.load(run)
+    photo = shapes[1].images / "red-line.jpg"
+    weights = model.attention(photo, ["What color is it?", "Is it pink?"])
+    assert weights.shape == (2, 49) and (weights > 0).all()
+    assert torch.allclose(weights.sum(1), torch.ones(2), atol=1e-5)
+
+
+def test_attention_draws_one_panel_per_question(shapes, run, capsys, tmp_path):
+    photo, out = shapes[1].images / "red-line.jpg", tmp_path / "map.png"
+    asked = ["What color is it?", "Is it pink?"]
+    flags = [photo, "--ask", *asked, "--out", out, "--run", run, "--device", "cpu"]
+    assert attention.main([str(flag) for flag in flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith(question) for line, question in zip(lines, asked)] == [True, True]
+    with Image.open(out) as image:
+        assert image.width > 2 * image.height
+
+
+def test_reworded_questions_are_learned_beside_the_originals(shapes):
+    assert reworded("What color is it?") != [] and "What color is it?" not in reworded("What color is it?")
+    questions = encode_questions(read_questions(shapes[0].csv), shapes[0].names, Letters().encode)
+    for text, own in zip(questions.texts, questions.wordings.tolist()):
+        expected = Letters().encode([text, *reworded(text)])
+        assert torch.equal(questions.rows[own[: len(expected)]], expected)
+        assert set(own[len(expected) :]) <= {own[0]}
+
+
+def test_no_rewording_of_training_is_one_of_the_test():
+    with open(ROOT / "tests" / "models" / "rewordings.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            assert row["reworded"] not in reworded(row["question"])
+
+
+def test_model_card_shows_how_to_ask(run, tmp_path):
+    VLJEPA.load(run).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "model.answer(" in card and "96 questions" not in card.split("## Data")[0] and "% right" in card
+
+
+def test_two_processes_learn_the_answers_of_one(shapes, tmp_path):
+    flags = ["--dropout", "0", "--epochs", "2", "--lr", "1e-3", "--device", "cpu"]
+    assert train.main(flags_of(shapes, tmp_path / "one", *flags)) == 0
+    job = torchrun(2, flags_of(shapes, tmp_path / "two", *flags))
+    _, errors = job.communicate(timeout=200)
+    assert job.returncode == 0, errors
+    one, two = (runs.load_last(tmp_path / name)[0] for name in ("one", "two"))
+    for name in one:
+        if name.startswith("predictor."):
+            assert (one[name] - two[name]).abs().max() < 1e-4

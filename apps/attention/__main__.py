@@ -1,9 +1,10 @@
 """Where did it look? The share of each place of an image in the score of a text, as a heat map.
 
     python -m apps.attention my_image_archive/10002456.jpg "people hanging from a cable" "water" --out map.png
+    python -m apps.attention photo.jpg --ask "What color is the car?"      for a run trained with questions
     python -m tools.draw_archive --boxes boxes.json && python -m apps.attention --pointing boxes.json
 
-The second line measures whether the maps are right, where the boxes of things are known
+The last line measures whether the maps are right, where the boxes of things are known
 (apps/attention/pointing.py). A score is cosine(predictor(tower(pixels)), text). Integrated gradients
 (Sundararajan et al. 2017) attribute it to the last places a tower has before it pools them: an
 EfficientNet-Lite's maps, a CLIP transformer's patches before the last block."""
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from models import script
 
+ASKED = "share of the attention, above the mean place"
+
 
 def parse(argv):
     """The command line."""
@@ -22,6 +25,7 @@ def parse(argv):
     add = p.add_argument
     add("image", nargs="?", metavar="IMAGE", help="image file")
     add("texts", nargs="*", metavar="TEXT", help="what to look for; one panel each")
+    add("--ask", nargs="+", metavar="QUESTION", help="questions: where the predictor looks for the answers")
     add("--out", default="attention.png", help="PNG to write (default %(default)s)", metavar="PNG")
     method_help = "occlusion is slow, and works for every tower (default %(default)s)"
     add("--method", choices=("gradients", "occlusion"), default="gradients", help=method_help)
@@ -30,8 +34,10 @@ def parse(argv):
     add("--images", metavar="DIR", help="folder of the images of --pointing (default: the run's)")
     script.add_model_flags(p)
     args = p.parse_args(argv)
-    if bool(args.image and args.texts) == bool(args.pointing):
-        p.error("give IMAGE and one TEXT or more, or --pointing JSON alone")
+    if args.ask and (args.texts or not args.image):
+        p.error("--ask QUESTION: give IMAGE before it, and no TEXT")
+    if bool(args.image and (args.texts or args.ask)) == bool(args.pointing):
+        p.error("give IMAGE and one TEXT or more, or IMAGE and --ask, or --pointing JSON alone")
     if not args.out.lower().endswith(".png"):
         p.error(f"--out {args.out}: give a name that ends in .png")
     if args.image and Path(args.out).exists() and Path(args.out).samefile(args.image):
@@ -41,22 +47,38 @@ def parse(argv):
 
 def heat_maps(args, model):
     """Print the scores and draw the panels."""
-    from apps.attention.heat import explain
+    from apps.attention.heat import attend, explain
     from models.dataset import open_image
 
     image = open_image(args.image)
-    scores, maps = explain(model, image, args.texts, args.method)
-    draw(image, args.texts, scores.tolist(), maps, args.out)
-    for text, score in zip(args.texts, scores.tolist()):
-        print(f"{score:8.4f}  {text}")
+    if args.ask:
+        maps = attend(model, image, args.ask)
+        answers = model.answer(image, args.ask)
+        draw(
+            image,
+            [f"{question} {answer}" for question, answer in zip(args.ask, answers)],
+            maps,
+            args.out,
+            ASKED,
+        )
+        for question, answer in zip(args.ask, answers):
+            print(f"{question} {answer}")
+    else:
+        scores, maps = explain(model, image, args.texts, args.method)
+        titles = [
+            f"{textwrap.fill(text, 44)}\n{score:.4f}" for text, score in zip(args.texts, scores.tolist())
+        ]
+        draw(image, titles, maps, args.out, "cosine, above the mean place")
+        for text, score in zip(args.texts, scores.tolist()):
+            print(f"{score:8.4f}  {text}")
     print(f"heat maps in {args.out}")
 
 
-def draw(image, texts, scores, maps, path):
-    """Write a PNG: the image, then in pale grey one panel per text with its map (H, W) and score.
+def draw(image, titles, maps, path, unit):
+    """Write a PNG: the image, then in pale grey one panel per title with its map (H, W).
 
-    Red places raise the score more than the image's average place does, blue ones less. All panels share one
-    scale. What no tower saw is veiled."""
+    Red places are above the image's average place, blue ones below. All panels share one scale. What no tower
+    saw is veiled."""
     import torch
     from matplotlib.figure import Figure
     from PIL import Image
@@ -69,19 +91,19 @@ def draw(image, texts, scores, maps, path):
     maps = maps - maps.nanmean((1, 2), keepdim=True)
     top = float(maps.nan_to_num().abs().max()) or 1.0
     tall = min(8.0, max(1.0, 3.1 * image.height / image.width))  # inches
-    figure = Figure(figsize=(3.3 * (len(texts) + 1) + 0.7, tall + 0.6), layout="constrained")
-    axes = figure.subplots(1, len(texts) + 1)
+    figure = Figure(figsize=(3.3 * (len(titles) + 1) + 0.7, tall + 0.6), layout="constrained")
+    axes = figure.subplots(1, len(titles) + 1)
     axes[0].imshow(image)
     axes[0].set_xlabel("the image")
-    for axis, text, score, heat in zip(axes[1:], texts, scores, maps):
+    for axis, title, heat in zip(axes[1:], titles, maps):
         axis.imshow(grey)
         opacity = (1.5 * heat.abs().nan_to_num() / top).clamp(0, 0.8)
         shown = axis.imshow(heat, cmap="RdBu_r", vmin=-top, vmax=top, alpha=opacity)
-        axis.set_xlabel(f"{textwrap.fill(text, 44)}\n{score:.4f}", parse_math=False)
+        axis.set_xlabel(title, parse_math=False)
     for axis in axes:
         axis.imshow(veil, cmap="gray", vmin=0, vmax=1, alpha=0.85)
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=list(axes), label="cosine, above the mean place", shrink=0.8)
+    figure.colorbar(shown, ax=list(axes), label=unit, shrink=0.8)
     with replacing(path) as new:
         figure.savefig(new, dpi=100, format="png")
 

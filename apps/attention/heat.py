@@ -42,6 +42,21 @@ def explain(model, image, texts, method="gradients"):
     return scores, _spread(shares(model, image, text), model.vision, canvas.size)
 
 
+def attend(model, image, questions):
+    """Maps (K, H, W), float32 on the CPU, of K questions about an upright RGB PIL image: the attention of the
+    predictor over its places, as shares of 1 per place. H, W, NaN and errors as in `explain`."""
+    canvas = image.copy()
+    canvas.thumbnail((CANVAS, CANVAS))
+    weights = model.attention(image, questions)  # (K, P)
+    side = math.isqrt(weights.shape[1])
+    maps = torch.zeros(len(weights), canvas.height, canvas.width)
+    left, top, right, bottom = model.vision.visible(*canvas.size)
+    grid = weights.view(len(weights), 1, side, side)
+    size = (bottom - top, right - left)
+    maps[:, top:bottom, left:right] = F.interpolate(grid, size, mode="bicubic")[:, 0]
+    return _only_seen(maps, model.vision)
+
+
 def shares(model, image, text):
     """[(tower, (C, h, w)), ...], float32 on the CPU: the points of cosine that each place of each map of each
     tower contributes, for an RGB PIL image and text embeddings (C, Dt).

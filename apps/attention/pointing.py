@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 THIS = "this model"
+ASKED = "attention to 'Is there ...?'"  # of a run that was trained with questions
 
 
 class Row(NamedTuple):
@@ -139,7 +140,7 @@ def pointing(models, boxes, folder, method="gradients", quiet=False):
 def _maps(models, image, texts, wrong, method, generator):
     """{row name: maps (C, H, W)} of the C `texts`; `wrong` holds a text that the image does not show, or
     nothing."""
-    from apps.attention.heat import explain
+    from apps.attention.heat import attend, explain
 
     own = explain(models[THIS], image, texts + wrong, method)[1]
     own, astray = own[: len(texts)], own[len(texts) :]  # (C, H, W), (1 or 0, H, W)
@@ -155,4 +156,6 @@ def _maps(models, image, texts, wrong, method, generator):
             maps[row] = explain(model, image, texts, method)[1]
     if wrong:
         maps["another text"] = astray.expand_as(own)
+    if hasattr(models[THIS].predictor, "answers"):
+        maps[ASKED] = attend(models[THIS], image, [f"Is there {text}?" for text in texts])
     return maps | {THIS: own}

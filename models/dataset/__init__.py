@@ -9,6 +9,7 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 from .archive import VisionTextDataset, split_by_image
 from .frames import open_frames
 from .images import FORMATS, MAX_PIXELS, check_file, expand, image_path, open_image, upright_rgb
+from .rewordings import reworded
 from .rows import Row, read_questions, read_rows
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "open_image",
     "read_questions",
     "read_rows",
+    "reworded",
     "split_by_image",
     "upright_rgb",
 ]

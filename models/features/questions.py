@@ -9,8 +9,11 @@ Several rows with one image and one question are one pair with several right ans
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
+
+from models.dataset import reworded
 
 
 @dataclass
@@ -19,7 +22,8 @@ class Questions:
 
     image_of: torch.Tensor  # (Q,) int64, the image of each pair
     question_of: torch.Tensor  # (Q,) int64, its question, a row of `rows`
-    rows: torch.Tensor  # (K, Dt) float32 unit rows of the distinct questions
+    rows: torch.Tensor  # (K + others, Dt) float32 unit rows: the distinct questions, then other wordings
+    wordings: torch.Tensor  # (K, W) int64, rows of each question: its own, then of its other wordings
     texts: list  # the K questions
     answers: list  # of each pair {answer: how many rows say so}
     types: list  # of each pair, "" where the file has none
@@ -41,9 +45,8 @@ class Questions:
 
     def to(self, device):
         """The same with its tensors on `device`."""
-        tensors = (self.image_of, self.question_of, self.rows)
-        image_of, question_of, rows = (tensor.to(device) for tensor in tensors)
-        return replace(self, image_of=image_of, question_of=question_of, rows=rows)
+        names = ("image_of", "question_of", "rows", "wordings")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def bank(self):
         """{answer: how many rows have it}, the most frequent first."""
@@ -80,11 +83,15 @@ def encode_questions(rows, image_names, encode):
         answers.setdefault(pair, Counter())[row.text] += 1
         types.setdefault(pair, row.type)
     texts = list(dict.fromkeys(question for _, question in answers))
-    place = {text: i for i, text in enumerate(texts)}
+    others = [reworded(text) for text in texts]
+    place = {text: i for i, text in enumerate(dict.fromkeys([*texts, *chain.from_iterable(others)]))}
+    wordings = [[place[text], *(place[other] for other in own)] for text, own in zip(texts, others)]
+    width = max(map(len, wordings))
     return Questions(
         torch.tensor([image for image, _ in answers]),
         torch.tensor([place[question] for _, question in answers]),
-        encode(texts),
+        encode(list(place)),
+        torch.tensor([own + own[:1] * (width - len(own)) for own in wordings]),
         texts,
         list(answers.values()),
         list(types.values()),
