@@ -29,16 +29,22 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False)
             frames = read(item)
             if not frames:
                 raise ValueError("no frames in it")
-            return [torch.stack([tower.preprocess(frame) for frame in frames]) for tower in towers], None
+            return [_clip([tower.preprocess(frame) for frame in frames]) for tower in towers], None
         except (OSError, ValueError) as error:
             return None, error
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        decoded = _ahead(pool, pixels, items, 2 * batch_size)
+        decoded = _ahead(pool, pixels, items, batch_size)
         for batch in _batches(decoded, batch_size):
             rows = _encode([found for _, (found, _) in batch if found is not None], towers, places)
             for item, (found, error) in batch:
                 yield item, next(rows) if found is not None else None, error
+
+
+def _clip(pixels):
+    """(frames, ...) of a list of pixels (...), without a copy for one frame: threads would copy in parallel,
+    and slow the tower down."""
+    return pixels[0][None] if len(pixels) == 1 else torch.stack(pixels)
 
 
 def _batches(decoded, size):
