@@ -86,6 +86,10 @@ def parse(argv):
         p.error(
             f"--json {args.json}: overwrites that file; give a name that ends in .json, or put --json last"
         )
+    for flag in ("labels", "ask", "answers"):
+        for value in getattr(args, flag) or ():
+            if Path(value).is_file():
+                p.error(f"--{flag} {value}: this is a file; put the images before --{flag}")
     if args.onnx and (args.ask or args.questions):
         p.error("--onnx: an exported file answers no questions; take --run")
     if args.onnx and (args.held_out or args.hub_correction):
@@ -117,6 +121,8 @@ def answer(args, model):
         print(f"Scores: {[round(score, 4) for score in scores]}")
         for score, label in sorted(zip(scores, labels), reverse=True):
             print(f"  {score:7.4f}  {label}")
+    if labels == LABELS and args.image != [IMAGE]:
+        print("note: these labels are those of the demo image; name yours with --labels")
     return results
 
 
@@ -203,8 +209,10 @@ def retrieval(args, model):
     print(report.retrieval_header())
     for row, found in rows.items():
         print(report.retrieval_row(row, found))
-        if row == "this model":
+        if row == "this model" and len(predicted) >= metrics.FEW:
             print("\n".join(report.interval_rows(intervals)))
+    if len(predicted) < metrics.FEW:
+        print(f"note: {len(predicted)} images are too few to say how good it is; score {metrics.FEW} or more")
     result = dict(task="zeroshot_retrieval", metrics=rows["this model"], interval_95=intervals, rows=rows)
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
 
@@ -234,7 +242,8 @@ def baselines(args, model, features, captions):
     rows = {"chance": metrics.chance(image_of, len(image))}
     if not args.onnx:  # such a file gives the predictor's output, not the tower's
         torch.manual_seed(0)
-        untrained = Predictor(**model.config["predictor"]).eval()
+        trained = getattr(model.predictor, "captions", model.predictor)
+        untrained = Predictor(**trained.config).eval()
         if model.recipe["standardise"]:
             untrained.standardise(image)
         with torch.no_grad():

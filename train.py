@@ -240,7 +240,9 @@ def finish_epoch(args, data, training, progress, began, rank):
         save(args, data, training, progress)
         runs.log(args.run, entry)
     print(report.epoch_row(entry, args.epochs), flush=True)
-    if "effective_rank" in found and (alarm := metrics.collapse_alarm(entry, len(data.held_out.image))):
+    if "effective_rank" in found and (
+        alarm := metrics.collapse_alarm(entry, len(data.held_out.image), args.loss)
+    ):
         print(alarm)
 
 
@@ -315,6 +317,10 @@ def run_epochs(args, data, training, progress, process, stop):
     if data.has_held_out and len(data.held_out.text):
         _, image_of = data.held_out.image_of.unique(return_inverse=True)
         chance = metrics.chance(image_of, int(image_of.max()) + 1)
+    if progress.epoch >= args.epochs:
+        print(f"{args.run}: all {args.epochs} epochs are done; for more, give --epochs")
+        distributed.stop()
+        return 0
     print(report.epoch_header(chance, bool(data.questions)))
     each = {kind: distributed.parallel(part) for kind, part in training.predictor.parts().items()}
     if args.compile:

@@ -12,6 +12,7 @@ import torch
 
 KS = (1, 5, 10)
 DRAWN_AT_ONCE = 1_000_000  # images of the bootstrap, 8 bytes each
+FEW = 20  # images: recalls of fewer mean little
 TIE = 1e-6  # closer cosines are equal: the products of equal float32 rows differ by about 1e-7
 
 
@@ -182,14 +183,18 @@ def spread(predicted, text, image_of):
     )
 
 
-def collapse_alarm(found, images):
-    """A sentence when `spread` found predictions that are nearly alike for all images, else None. The limits
+def collapse_alarm(found, images, loss):
+    """A sentence when `spread` found predictions that are nearly alike for all of `images` images, else None,
+    and None for fewer than FEW. `loss` is the one it was trained with. The limits
     are far from healthy runs (effective ranks of 72 to 164, margins of 0.33 to 0.40); a constant output
     crosses them."""
+    if images < FEW:
+        return None
+    advice = "another --lr" if loss == "info_nce" else "--loss info_nce or another --lr"
     if found["effective_rank"] >= min(4, (images - 1) / 2) and found["matched"] - found["mismatched"] >= 0.01:
         return None
     return (
         "  collapse alarm: predictions nearly alike for all images "
         f"(effective rank {found['effective_rank']:.1f}, cosine of matched pairs {found['matched']:.3f}, "
-        f"of mismatched {found['mismatched']:.3f}); try --loss info_nce or another --lr"
+        f"of mismatched {found['mismatched']:.3f}); try {advice}"
     )

@@ -13,8 +13,6 @@ WIDTH = 512
 PLACE_WIDTH = 256
 HEADS = 4
 COORDINATES = 5
-DROPOUT = 0.4
-INPUT_DROPOUT = 0.2
 KNOWN = 2048  # questions kept to tell unlike ones from
 
 
@@ -102,8 +100,8 @@ class QueryPredictor(nn.Module):
         sizes |= dict(input_dropout=input_dropout, members=members)
         self.config = sizes | dict(places_dim=places_dim, known=known, captions=captions)
         self.captions = Predictor(**sizes) if captions else None
-        self.answers = AnswerPredictor(text_dim, vision_dim, places_dim, members)
-        self.question_only = AnswerPredictor(text_dim)
+        self.answers = AnswerPredictor(text_dim, vision_dim, places_dim, dropout, input_dropout, members)
+        self.question_only = AnswerPredictor(text_dim, dropout=dropout)
         self.register_buffer("known", torch.zeros(known, text_dim))
 
     def parts(self):
@@ -139,14 +137,19 @@ class AnswerPredictor(nn.Module):
     rows, the mean of `members` networks. With `vision_dim` 0 it reads the question alone. `log_scale` is
     log(1 / temperature) of its loss."""
 
-    def __init__(self, text_dim, vision_dim=0, places_dim=0, members=1):
+    def __init__(self, text_dim, vision_dim=0, places_dim=0, dropout=0.0, input_dropout=0.0, members=1):
         super().__init__()
         self.reads_image = vision_dim > 0
         for name, dim in (("", vision_dim), ("places_", places_dim)):
             self.register_buffer(f"{name}mean", torch.zeros(dim))
             self.register_buffer(f"{name}std", torch.ones(dim))
-        kind = Attention if self.reads_image else QuestionOnly
-        self.members = nn.ModuleList(kind(text_dim, vision_dim, places_dim) for _ in range(members))
+        if self.reads_image:
+            networks = [
+                Attention(text_dim, vision_dim, places_dim, dropout, input_dropout) for _ in range(members)
+            ]
+        else:
+            networks = [Member(text_dim, WIDTH, text_dim, dropout, 0.0) for _ in range(members)]
+        self.members = nn.ModuleList(networks)
         self.log_scale = nn.Parameter(torch.tensor(math.log(14.3)))
 
     @torch.no_grad()
@@ -189,8 +192,10 @@ class Attention(nn.Module):
     `HEADS` heads sums the places up, and an MLP reads the sums, the image, the question, and their
     product."""
 
-    def __init__(self, text_dim, vision_dim, places_dim):
+    def __init__(self, text_dim, vision_dim, places_dim, dropout, input_dropout):
         super().__init__()
+        self.dropout = dropout
+        self.input_dropout = input_dropout
         self.image = Linear(vision_dim, WIDTH)
         self.question = Linear(text_dim, WIDTH)
         self.place = nn.Linear(places_dim + COORDINATES, PLACE_WIDTH)
@@ -204,14 +209,14 @@ class Attention(nn.Module):
         def drop(x, p):
             return dropout(x, p, self.training, rows)
 
-        local, weights = self.look(question, drop(places.flatten(1), INPUT_DROPOUT).view_as(places))
+        local, weights = self.look(question, drop(places.flatten(1), self.input_dropout).view_as(places))
         seen = (weights.mT @ local).flatten(1)  # (B, HEADS * PLACE_WIDTH)
-        seen = F.gelu(self.seen(drop(seen, DROPOUT / 2)))
-        image = F.gelu(self.image(drop(image, INPUT_DROPOUT)))
+        seen = F.gelu(self.seen(drop(seen, self.dropout / 2)))
+        image = F.gelu(self.image(drop(image, self.input_dropout)))
         question = F.gelu(self.question(question))
         x = torch.cat([image, question, image * question, seen], dim=1)  # (B, 4 * WIDTH)
-        x = F.gelu(self.up(drop(x, DROPOUT)))
-        return self.down(drop(x, DROPOUT))
+        x = F.gelu(self.up(drop(x, self.dropout)))
+        return self.down(drop(x, self.dropout))
 
     def look(self, question, places):
         """(features of the places, as the question scales and shifts them (B, P, PLACE_WIDTH); the attention
@@ -220,19 +225,6 @@ class Attention(nn.Module):
         local = self.place(torch.cat([places, coordinates(places)], dim=2))  # (B, P, PLACE_WIDTH)
         local = F.gelu(local * (1 + scale) + shift)
         return local, self.score(local).softmax(dim=1)
-
-
-class QuestionOnly(nn.Module):
-    """One network that reads the question alone: Linear -> GELU -> Linear."""
-
-    def __init__(self, text_dim, vision_dim=0, places_dim=0):
-        super().__init__()
-        self.up = Linear(text_dim, WIDTH)
-        self.down = Linear(WIDTH, text_dim)
-
-    def forward(self, question, rows=None):
-        x = F.gelu(self.up(question))
-        return self.down(dropout(x, DROPOUT, self.training, rows))
 
 
 def coordinates(places):

@@ -140,6 +140,8 @@ def load_config(folder):
     for key, kind in NEEDED.items():
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{path}: its {key!r} is not a {kind.__name__}; train.py writes no such file")
+    if not isinstance(config.get("answers", {}), dict):  # of a run with questions
+        raise ValueError(f"{path}: its 'answers' is not a dict; train.py writes no such file")
     for kind in ("vision", "text"):
         tower = config["towers"].get(kind)
         if not isinstance(tower, dict) or not all(

@@ -9,6 +9,7 @@ stdout, errors and progress to stderr."""
 
 import argparse
 import logging
+import os
 import sys
 
 
@@ -46,7 +47,14 @@ def run(name, work):
     try:
         return work() or 0
     except (OSError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _said(error):
+    """The message for the user: of an error of the operating system the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)

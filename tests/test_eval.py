@@ -286,3 +286,25 @@ def test_json_on_a_full_disk_names_the_file(ask, photo, tmp_path, capsys, monkey
     assert ask(photo, "--json", tmp_path / "full.json") == 1
     err = capsys.readouterr().err
     assert f"{tmp_path}/full.json" in err and "No space left" in err
+
+
+@pytest.mark.parametrize("flag", ["--labels", "--ask"])
+def test_image_behind_a_list_of_texts_is_not_taken_for_one(ask, photo, capsys, flag):
+    with pytest.raises(SystemExit) as caught:
+        ask(flag, "a dog", photo)
+    assert caught.value.code == 2 and str(photo) in capsys.readouterr().err
+
+
+def test_labels_of_the_demo_image_are_named_as_such(ask, photo, capsys):
+    assert ask(photo) == 0
+    assert "--labels" in capsys.readouterr().out
+    assert ask(photo, "--labels", "a dog", "a cat") == 0
+    assert "--labels" not in capsys.readouterr().out
+
+
+def test_few_images_get_a_note_and_no_interval(ask, tiny_run, capsys):
+    assert ask("--csv", tiny_run.csv, "--held-out") == 0
+    out = capsys.readouterr().out
+    assert "too few" in out and "95 %" not in out
+    assert ask("--csv", tiny_run.csv) == 0
+    assert "95 %" in capsys.readouterr().out

@@ -445,3 +445,10 @@ def test_importing_the_scripts_and_the_model_imports_no_tower():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_resuming_a_finished_run_says_so(archive, four, tmp_path, capsys):
+    shutil.copytree(four["classic"], tmp_path / "run")
+    assert archive.train(tmp_path / "run", "--resume") == 0
+    out = capsys.readouterr().out
+    assert "--epochs" in out and "epoch train" not in out

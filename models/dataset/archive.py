@@ -6,6 +6,7 @@ import logging
 import os
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path
 
 from .frames import open_frames
@@ -13,6 +14,8 @@ from .images import check_file, image_path
 from .rows import read_rows
 
 log = logging.getLogger(__name__)
+MISSING = "no such file"
+HINTS, MOST_NAMES = 5, 10_000  # missing images for which a similar name is looked up, and in how many
 
 
 def split_by_image(image_names, val_fraction=0.1, seed=0):
@@ -89,7 +92,14 @@ class VisionTextDataset:
         if not bad:
             return
         line = {row.image_name: row.line for row in reversed(self.rows)}
-        listed = "\n  ".join(f"line {line[name]}: {name}: {why}" for name, why in bad.items())
+        missing = [name for name, why in bad.items() if why.endswith(MISSING)]
+        hints = {name: self._hint(name) for name in missing[:HINTS]}
+        listed = "\n  ".join(
+            f"line {line[name]}: {name}: {why}{hints.get(name, '')}" for name, why in bad.items()
+        )
+        if len(missing) == len(self.image_names):
+            found = f"none of its {len(bad)} images is in {self.image_dir}"
+            raise ValueError(f"{self.csv_path}: {found}; is that the right folder (--images)?")
         if not self.skip_bad:
             found = f"{len(bad)} of {len(self.image_names)} images cannot be used"
             advice = "replace them, or train on the rest with --skip-bad"
@@ -128,10 +138,17 @@ class VisionTextDataset:
             twins = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
             if any(twin.is_file() for twin in twins):
                 return f"{path}: no such file, but one whose name has another Unicode form; rename it"
-            return f"{path}: no such file"
+            return f"{path}: {MISSING}"
         except (OSError, ValueError, RuntimeError) as error:
             # RuntimeError: a link to itself, before Python 3.13.
             return str(error)
+
+    def _hint(self, name):
+        """'; did you mean NAME?' where the folder has a file of a similar name."""
+        path = Path(self.image_dir, name)
+        names = os.listdir(path.parent) if path.parent.is_dir() else []
+        similar = get_close_matches(path.name, names[:MOST_NAMES], n=1, cutoff=0.8)
+        return f"; did you mean {similar[0]}?" if similar else ""
 
     def path(self, image):
         """Path of the image with index `image`."""

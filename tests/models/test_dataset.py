@@ -382,3 +382,15 @@ def test_dataset_finds_damaged_images_by_decoding_them_whole(archive):
     assert list(dataset.find_damaged(range(8))) == ["002.jpg"]
     with pytest.raises(ValueError, match=r"captions\.csv, line 6: .*002\.jpg"):
         dataset[4]
+
+
+def test_missing_image_of_a_similar_name_is_suggested(archive):
+    rows = [Row(archive.names[0], "", "a disc", 2), Row("0O1.jpg", "", "a disc", 3)]
+    with pytest.raises(ValueError, match="did you mean 001.jpg"):
+        VisionTextDataset(archive.csv, None, archive.images, rows=rows)
+
+
+def test_folder_without_any_of_the_images_is_doubted_in_one_line(archive, tmp_path):
+    with pytest.raises(ValueError, match="--images") as caught:
+        VisionTextDataset(archive.csv, None, tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

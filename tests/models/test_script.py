@@ -17,11 +17,18 @@ def test_run_returns_the_exit_code_of_the_work():
     assert script.run("x", lambda: None) == 0 and script.run("x", lambda: 3) == 3
 
 
-@pytest.mark.parametrize("error", [ValueError("a.csv: no rows"), FileNotFoundError(2, "none", "a.csv")])
-def test_errors_for_the_user_become_one_line(error, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("a.csv: no rows"), "a.csv: no rows"),
+        (FileNotFoundError(2, "none", "a.csv"), "a.csv: none"),  # no [Errno 2]
+        (FileNotFoundError("a.csv: no such file"), "a.csv: no such file"),
+    ],
+)
+def test_errors_for_the_user_become_one_line(error, said, capsys):
     assert script.run("search", lambda: raises(error)) == 1
     out, err = capsys.readouterr()
-    assert err == f"search: {error}\n" and out == ""
+    assert err == f"search: {said}\n" and out == ""
 
 
 def test_interrupt_is_130_and_a_bug_is_raised():

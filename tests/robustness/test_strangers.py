@@ -73,6 +73,8 @@ CONFIGS = {
     "string for a tower": put("towers.vision", "efficientnet-lite0"),
     "number for a tower's name": put("towers.vision.name", 7),
     "tower of another hash": put("towers.vision.sha256", "0" * 64),
+    "answers in a list": put("answers", ["yes", "no"]),
+    "places of 10^12": put("predictor.places_dim", BIG),
     "recipe in words": put("recipe", "classic"),
     "another format": put("format", "vl-jepa 9"),
     "no towers": lambda config: config.pop("towers"),
