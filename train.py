@@ -26,7 +26,7 @@ RECIPES = {
         --hidden 2048 --members 3 --weight-decay 0.01 --dropout 0.5 --input-dropout 0.5
         --standardise --group-captions""",
 }
-RECIPES["answer"] = RECIPES["retrieval"]
+RECIPES["answer"] = RECIPES["retrieval"]  # with --questions
 
 
 def flags():
@@ -57,7 +57,8 @@ def flags():
     add("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
-    add("--recipe", choices=RECIPES, default="classic", help="classic: as documented; retrieval: the best")
+    recipe_help = "classic: as documented; retrieval: the best for captions; answer: for questions"
+    add("--recipe", choices=RECIPES, default="classic", help=recipe_help)
     add("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
     add("--epochs", type=int, help="passes over the captions")
     add("--batch-size", type=int, help="captions per step")
@@ -94,6 +95,8 @@ def parse(argv):
     typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
     if args.questions and args.shards:
         raise ValueError("--questions: feature shards hold captions alone; train on --csv and --images")
+    if args.recipe == "answer" and not (args.questions or args.resume):
+        raise ValueError("--recipe answer: name the file of questions with --questions FILE")
     if args.questions and "csv" not in typed:
         args.csv = ""  # questions alone
     return args, typed
@@ -224,9 +227,10 @@ def validate(args, data, training):
 
 def finish_epoch(args, data, training, progress, began, rank):
     """Validate, print the line of the epoch, and save."""
-    from models import metrics, report, runs
+    from models import metrics, objective, report, runs
 
-    counts = dict(captions=len(data.text), answers=len(data.share), question_only=len(data.share))
+    pairs = objective.pairs_per_epoch(data)
+    counts = dict(captions=len(data.text), answers=pairs, question_only=pairs)
     lost = {kind: total / counts[kind] for kind, total in progress.loss_sums.items()}
     found, held_out = validate(args, data, training)
     entry = dict(epoch=progress.epoch + 1, train_loss=lost.get("captions"), answer_loss=lost.get("answers"))

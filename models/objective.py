@@ -6,11 +6,15 @@ models/features/load.py gives. Each process predicts its share of a batch, and e
 of the whole batch.
 """
 
+import math
+
 import torch
 
 from models import distributed, losses
 
 QUESTION_BATCH = 256  # pairs of an image and a question per step
+# Of the pairs, per epoch: answers are learned in 12 passes and captions in 20 (docs/EXPERIMENTS.md).
+QUESTION_SHARE = 0.6
 
 
 def batches(args, data, epoch):
@@ -23,13 +27,18 @@ def batches(args, data, epoch):
         order = torch.randperm(len(data.image)).to(device)[data.image_of].argsort(stable=True)
     found = {"captions": order.split(args.batch_size) if len(order) else ()}
     if data.questions is not None:
-        pairs = torch.randperm(len(data.questions.answers)).to(device)
+        pairs = torch.randperm(len(data.questions.answers))[: pairs_per_epoch(data)].to(device)
         found["answers"] = found["question_only"] = pairs.split(QUESTION_BATCH)
     mixed = []
     for kind, split in found.items():
         mixed += [((i + 0.5) / len(split), kind, batch) for i, batch in enumerate(split)]
     mixed.sort(key=lambda item: item[:2])
     return [(kind, batch) for _, kind, batch in mixed]
+
+
+def pairs_per_epoch(data):
+    """How many pairs of an image and a question an epoch visits."""
+    return math.ceil(QUESTION_SHARE * len(data.share))
 
 
 def loss_of(args, data, training, kind, batch, each, process):

@@ -176,6 +176,11 @@ def test_answer_takes_one_or_many_of_images_and_questions(shapes, run):
     assert model.answer_scores([photo, photo], ["a?", "b?", "c?"], ["x", "y"]).shape == (2, 3, 2)
 
 
+def test_recipe_of_answers_without_questions_is_refused(tmp_path, capsys):
+    assert train.main(["--recipe", "answer", "--run", str(tmp_path / "run")]) == 1
+    assert "--questions" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_missing_questions_file_is_named(shapes, run, ask, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     tensors, facts = runs.load_last(tmp_path / "run")
