@@ -95,8 +95,6 @@ def parse(argv):
     typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
     if args.questions and args.shards:
         raise ValueError("--questions: feature shards hold captions alone; train on --csv and --images")
-    if args.recipe == "answer" and not (args.questions or args.resume):
-        raise ValueError("--recipe answer: name the file of questions with --questions FILE")
     if args.questions and "csv" not in typed:
         args.csv = ""  # questions alone
     return args, typed
@@ -277,6 +275,8 @@ def train(args, typed, stop):
         runs.check_folder(args.run)  # now, and not after hours of encoding
         if args.resume:
             print(f"--resume: {args.run} holds no run yet, so this starts at epoch 1")
+    if args.recipe == "answer" and not args.questions:
+        raise ValueError("--recipe answer: name the file of questions with --questions FILE")
     process = distributed.start(args.device)
 
     name, why = choose(args.vision)
@@ -321,11 +321,10 @@ def run_epochs(args, data, training, progress, process, stop):
     if data.has_held_out and len(data.held_out.text):
         _, image_of = data.held_out.image_of.unique(return_inverse=True)
         chance = metrics.chance(image_of, int(image_of.max()) + 1)
-    if progress.epoch >= args.epochs:
+    if progress.epoch < args.epochs:
+        print(report.epoch_header(chance, bool(data.questions)))
+    else:
         print(f"{args.run}: all {args.epochs} epochs are done; for more, give --epochs")
-        distributed.stop()
-        return 0
-    print(report.epoch_header(chance, bool(data.questions)))
     each = {kind: distributed.parallel(part) for kind, part in training.predictor.parts().items()}
     if args.compile:
         each = {kind: torch.compile(part) for kind, part in each.items()}

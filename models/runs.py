@@ -200,8 +200,8 @@ def _facts(path, header):
 def public_recipe(recipe):
     """The flags of train.py that others may read: without local paths, and files as bare names."""
     public = {name: value for name, value in recipe.items() if name not in LOCAL}
-    for name in ("csv", "questions", "shards"):
-        public[name] = os.path.basename(public.get(name, "").rstrip("/"))
+    for name in {"csv", "questions", "shards"} & public.keys():
+        public[name] = os.path.basename(public[name].rstrip("/"))
     return public
 
 
