@@ -157,15 +157,16 @@ def questions(args, model):
     from models.dataset import VisionTextDataset, read_questions
     from models.features import encode_archive, encode_texts
 
-    images = args.images or model.recipe.get("images")
-    if not images:
-        raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
-    rows = [row for row in read_questions(args.questions, args.image_column, args.skip_bad) if row.question]
+    model.check_answers()
+    read = read_questions(args.questions, args.image_column, args.skip_bad)
+    rows = [row for row in read if row.question]
     if not rows:
-        raise ValueError(f"{args.questions}: no questions in it")
+        raise ValueError(f"{args.questions}: no questions in its {len(read)} rows, only captions")
+    if len(rows) < len(read):
+        print(f"note: {len(read) - len(rows)} of {len(read)} rows are captions, which are not scored here")
+    images = images_of(args, model)
     dataset = VisionTextDataset(args.questions, None, images, skip_bad=args.skip_bad, rows=rows)
     leave_out_training_images(args, model, dataset, args.questions)
-    model.check_answers()
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet, places=True)
     bank = list(model.config["answers"])
     answer = encode_texts(bank, model.text, args.cache, quiet=True).to(model.device)
@@ -190,9 +191,7 @@ def retrieval(args, model):
     from models.dataset import VisionTextDataset
     from models.features import encode_archive
 
-    images = args.images or model.recipe.get("images")
-    if not images:
-        raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
+    images = images_of(args, model)
     dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
     leave_out_training_images(args, model, dataset, args.csv)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
@@ -215,6 +214,14 @@ def retrieval(args, model):
         print(f"note: {len(predicted)} images are too few to say how good it is; score {metrics.FEW} or more")
     result = dict(task="zeroshot_retrieval", metrics=rows["this model"], interval_95=intervals, rows=rows)
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
+
+
+def images_of(args, model):
+    """The folder of the images to score: --images, else that of the run."""
+    images = args.images or model.recipe.get("images")
+    if not images:
+        raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
+    return images
 
 
 def leave_out_training_images(args, model, dataset, file):
@@ -242,8 +249,7 @@ def baselines(args, model, features, captions):
     rows = {"chance": metrics.chance(image_of, len(image))}
     if not args.onnx:  # such a file gives the predictor's output, not the tower's
         torch.manual_seed(0)
-        trained = getattr(model.predictor, "captions", model.predictor)
-        untrained = Predictor(**trained.config).eval()
+        untrained = Predictor(**model.predictor.parts()["captions"].config).eval()
         if model.recipe["standardise"]:
             untrained.standardise(image)
         with torch.no_grad():

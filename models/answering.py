@@ -83,9 +83,7 @@ def most_frequent(rows, questions):
 
 
 def derangement(image_of, images, seed=0):
-    """(Q,) int64: another image for each pair, by a random cyclic shift of all images."""
-    if images < 2:
-        raise ValueError("mismatched images need two images or more")
+    """(Q,) int64: another image for each pair, by a random cyclic shift of two images or more."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
@@ -94,14 +92,17 @@ def derangement(image_of, images, seed=0):
 
 def choices(model, features, bank, answer, training_rows):
     """{row of the table: a list of Q answers} of the baselines and of a VLJEPA. Without `training_rows` (a
-    list of Row) the row of the most frequent answer is left out."""
+    list of Row) the row of the most frequent answer is left out, and with one image that of mismatched
+    images."""
     questions, predictor = features.questions, model.predictor
-    mismatched = derangement(questions.image_of, len(features.image))
+    images = len(features.image)
     found = {}
     if training_rows:
         found["most frequent answer"] = most_frequent(training_rows, questions)
     found["question only"] = choose(predictor.question_only, features, bank, answer)
-    found["mismatched images"] = choose(predictor.answers, features, bank, answer, mismatched)
+    if images > 1:
+        other = derangement(questions.image_of, images)
+        found["mismatched images"] = choose(predictor.answers, features, bank, answer, other)
     found["this model"] = choose(predictor.answers, features, bank, answer)
     return found
 

@@ -49,9 +49,7 @@ class Predictor(nn.Module):
     def standardise(self, image):
         """Take mean and standard deviation of the inputs from training features (N, vision_dim). A feature
         that never changes keeps deviation 1."""
-        std = image.std(0, correction=0)
-        self.mean.copy_(image.mean(0))
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        _fit(self.mean, self.std, image)
 
     def parts(self):
         """{kind of batch: the predictor that it trains}."""
@@ -72,6 +70,13 @@ class Predictor(nn.Module):
         """(B, vision_dim) float -> (B, text_dim) unit rows, the mean of the members. `places` is ignored;
         ValueError when there is a question."""
         return F.normalize(sum(self.each(image, places, question)), dim=-1)  # (B, text_dim)
+
+
+def _fit(mean, std, rows):
+    """Set `mean` and `std` (D,) to those of the columns of rows (N, D); a deviation near 0 becomes 1."""
+    found = rows.std(0, correction=0)
+    mean.copy_(rows.mean(0))
+    std.copy_(torch.where(found > 1e-6, found, 1.0))
 
 
 class QueryPredictor(nn.Module):
@@ -156,10 +161,8 @@ class AnswerPredictor(nn.Module):
     def standardise(self, image, places):
         """Take mean and deviation of each feature from the training set, of places from 1,024 images."""
         some = torch.arange(0, len(places), max(1, len(places) // 1024))
-        for name, rows in (("", image), ("places_", places[some].flatten(0, 1))):
-            getattr(self, f"{name}mean").copy_(rows.mean(0))
-            std = rows.std(0, correction=0)
-            getattr(self, f"{name}std").copy_(torch.where(std > 1e-6, std, 1.0))
+        _fit(self.mean, self.std, image)
+        _fit(self.places_mean, self.places_std, places[some].flatten(0, 1))
 
     def attention(self, question, places):
         """(B, P) float32 that sums to 1: where the members look, the mean over their heads."""
@@ -206,6 +209,8 @@ class Attention(nn.Module):
         self.down = Linear(2 * WIDTH, text_dim)
 
     def forward(self, question, image, places, rows=None):
+        """(B, text_dim), the answers before the norm."""
+
         def drop(x, p):
             return dropout(x, p, self.training, rows)
 

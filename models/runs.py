@@ -364,6 +364,8 @@ def restore(run, saved, training, progress, digest, towers):
 def resumed_flags(run, flags, typed, recipe):
     """The flags to resume with, a dict: those of the run (`recipe`), and of `flags` those that were `typed`
     and may change. ValueError for a typed flag that may not."""
+    if "questions" in flags:
+        recipe = dict(questions="") | recipe  # a run from before that flag had none
     if wrong := [name for name in flags if type(recipe.get(name)) is not type(flags[name])]:
         raise ValueError(
             f"{Path(run, LAST)}: its {', '.join(wrong)} are not flags of train.py; start another --run"

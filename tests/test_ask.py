@@ -182,6 +182,34 @@ def test_recipe_of_answers_without_questions_is_refused(tmp_path, capsys):
     assert "--questions" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_run_from_before_questions_is_resumed(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    tensors, facts = runs.load_last(tmp_path / "run")
+    del facts["recipe"]["questions"]
+    runs.save_last(tmp_path / "run", tensors, facts)
+    assert train.main(["--resume", "--run", str(tmp_path / "run"), "--epochs", "13", "--quiet"]) == 0
+
+
+def test_captions_and_single_images_among_questions_are_told(shapes, ask, tmp_path):
+    name = shapes[1].names[0]
+    rows = [(name, "What color is it?", "red", "color"), (name, "", "a caption", "")]
+    out = ask("--questions", write_csv(tmp_path / "q.csv", rows, HEADER), "--images", shapes[1].images)
+    assert "1 of 2 rows" in out and "mismatched" not in out
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "said"),
+    [
+        (("image_name", "question"), ("a.jpg", "Is it red?"), "answer"),
+        (HEADER, ("a.jpg", "Is it?", "", ""), "answer is empty"),
+    ],
+)
+def test_wrong_questions_file_is_told_in_its_own_words(tmp_path, header, row, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        read_questions(write_csv(tmp_path / "q.csv", [row], header))
+    assert "--caption-column" not in str(caught.value)
+
+
 def test_missing_questions_file_is_named(shapes, run, ask, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     tensors, facts = runs.load_last(tmp_path / "run")

@@ -156,6 +156,6 @@ def _maps(models, image, texts, wrong, method, generator):
             maps[row] = explain(model, image, texts, method)[1]
     if wrong:
         maps["another text"] = astray.expand_as(own)
-    if hasattr(models[THIS].predictor, "answers"):
+    if "answers" in models[THIS].predictor.parts():
         maps[ASKED] = attend(models[THIS], image, [f"Is there {text}?" for text in texts])
     return maps | {THIS: own}

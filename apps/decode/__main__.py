@@ -181,10 +181,13 @@ def images_to_score(args, model):
     if args.held_out:
         return model.held_out(args.csv, args.images, args.image_column, args.caption_column, args.skip_bad)
     recipe = model.recipe
+    images = args.images or recipe.get("images")
+    if not images:
+        raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
     dataset = VisionTextDataset(
         args.csv,
         None,
-        args.images or recipe["images"],
+        images,
         args.image_column or recipe["image_column"],
         args.caption_column or recipe["caption_column"],
         args.skip_bad,

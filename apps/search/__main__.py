@@ -85,6 +85,7 @@ def run_index(args):
 
 
 def run_find(args, store):
+    """Print what `find` finds, and write the contact sheets."""
     # --html cannot hit an image by its suffix, --grid can.
     if args.grid and Path(args.grid).exists() and Path(args.grid).resolve().is_relative_to(store.root):
         raise ValueError(f"--grid {args.grid}: is a file in the indexed folder; name another one")
@@ -104,6 +105,7 @@ def run_find(args, store):
 
 
 def run_duplicates(args, store):
+    """Print how many groups there are, and then the groups."""
     identical, near = duplicates(store, args.threshold, args.quiet)
     print(
         f"{len(identical):,} groups of identical files, {len(near):,} of near-duplicates "

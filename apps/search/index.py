@@ -74,7 +74,7 @@ def update(
             add(store, root, todo, seen.found, model, cache, batch_size, quiet)
         with store.db:
             store.remove(gone)
-            store.put(complete="1", run=place(run))  # the same model may stand in another folder now
+            store.put(complete="1", run=place(run))  # the same model may be in another folder now
         indexed = store.count()
     return Update(seen, indexed, len(seen.found) - indexed, len(todo), len(gone))
 

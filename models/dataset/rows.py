@@ -49,11 +49,12 @@ def read_rows(
     for line, fields in _records(path, text, separator):
         if len(fields) != len(header):
             counts = f"{len(fields)} fields where the header has {len(header)}"
-            bad.append(f"line {line}: {counts} (quote a caption that holds {separator!r})")
+            bad.append(f"line {line}: {counts} (quote a field that holds {separator!r})")
             continue
         name, text, *question = (fields[place] for place in places)
         if not name or not text:
-            bad.append(f"line {line}: the {'caption' if name else 'image name'} is empty")
+            what = "answer" if question and question[0] else "caption"
+            bad.append(f"line {line}: the {what if name else 'image name'} is empty")
         else:
             kind = fields[type_place] if type_place is not None else ""
             rows.append(Row(name, question[0] if question else "", text, line, kind, str(path)))
@@ -65,7 +66,8 @@ def read_rows(
     if bad:
         log.warning("%s: left out %d bad lines, the first: %s", path, len(bad), bad[0])
     if not rows:
-        raise ValueError(f"{path}: no captions in it (header: {', '.join(header)})")
+        what = "questions" if question_column else "captions"
+        raise ValueError(f"{path}: no {what} in it (header: {', '.join(header)})")
     return rows
 
 
@@ -103,10 +105,12 @@ def _header(path, text, columns):
     if not fits:
         found = max(headers.values(), key=len)
         missing = " and ".join(f"no column {column!r}" for column in columns if column not in found)
-        raise ValueError(
-            f"{path}: {missing} (found: {', '.join(found)[:300] or 'nothing'}); name yours with "
-            "--image-column and --caption-column; for a published data set: python -m tools.prepare"
-        )
+        advice = "name yours with --image-column and --caption-column"
+        if len(columns) == 3:
+            advice = "a questions file has image_name (--image-column), question and answer"
+        found = ", ".join(found)[:300] or "nothing"
+        published = "for a published data set: python -m tools.prepare"
+        raise ValueError(f"{path}: {missing} (found: {found}); {advice}; {published}")
     header = headers[fits[0]]
     for column in columns:
         if header.count(column) > 1:

@@ -36,6 +36,8 @@ UNDECODABLE = "with an image that cannot be decoded"
 
 
 class Shards(NamedTuple):
+    """The features of all tars, read from their files on demand."""
+
     image: Rows  # (N, Dv)
     text: Rows  # (M, Dt)
     image_of: torch.Tensor  # (M,) int64, the image each caption describes
