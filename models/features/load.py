@@ -13,7 +13,9 @@ from .archive import Features, encode_archive, encode_texts
 from .places import Places
 from .questions import Questions
 from .rows import Rows
-from .shards import encode_shards, open_shards
+from .shards import encode_shards, open_shards, summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -90,13 +92,18 @@ def _load_csv(args, vision, text, process):
 
 
 def _dataset(args, skip_bad):
-    """The rows of --csv and of --questions, either of which may be empty."""
+    rows = rows_of(args, skip_bad)
+    return VisionTextDataset(args.csv or args.questions, None, args.images, skip_bad=skip_bad, rows=rows)
+
+
+def rows_of(args, skip_bad):
+    """The rows of --csv and of --questions, either of which may be empty, as a list of Row."""
     rows = []
     if args.csv:
         rows += read_rows(args.csv, args.image_column, args.caption_column, skip_bad=skip_bad)
     if args.questions:
         rows += read_questions(args.questions, args.image_column, skip_bad)
-    return VisionTextDataset(args.csv or args.questions, None, args.images, skip_bad=skip_bad, rows=rows)
+    return rows
 
 
 def _load_shards(args, vision, text, process):
@@ -105,4 +112,6 @@ def _load_shards(args, vision, text, process):
     names = encode_shards(args.shards, args.shard_features, vision, text, *options)
     distributed.wait()
     shards = open_shards(args.shard_features, names)
+    if process.rank == 0:
+        log.info("%s: %s", args.shards, summary(shards.image, shards.text, shards.tally))
     return Features(shards.image, shards.text, shards.image_of), shards.names(), shards.digest

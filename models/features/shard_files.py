@@ -7,20 +7,22 @@ from safetensors.torch import save_file
 
 from models.files import replacing, sha256, unpacked
 
-FORMAT = "vl-jepa features 2"
+from .tars import Tally
+
+FORMAT = "vl-jepa features 3"
 NOT_JSON = (UnicodeDecodeError, json.JSONDecodeError)
 DIGESTED = ("tar_sha256", "vision", "vision_key", "text", "text_key")
 
 
-def write(path, tensors, metadata):
+def write(path, tensors, tally, metadata):
     """Write a feature shard: tensors image (N, Dv) and text (M, Dt) float16, image_of (M,) int64, names (N)
-    and captions (M) as `packed`, and metadata {str: str}."""
+    and captions (M) as `packed`, the Tally of its tar, and metadata {str: str}."""
     with replacing(path) as new:
-        save_file(tensors, new, dict(format=FORMAT, **metadata))
+        save_file(tensors, new, dict(format=FORMAT, tally=json.dumps(vars(tally)), **metadata))
 
 
 def read(path, towers=None):
-    """(metadata, tensors) of a feature shard. The tensors are mapped, not read. ValueError when it is
+    """(metadata, tensors, Tally) of a feature shard. The tensors are mapped, not read. ValueError when it is
     damaged, or was made with other towers than `towers` (a dict with vision, vision_key, text, text_key);
     FileNotFoundError when it is not there."""
     try:
@@ -29,6 +31,7 @@ def read(path, towers=None):
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         if metadata.get("format") != FORMAT:
             raise damaged(path, f"format {metadata.get('format')}, not {FORMAT}")
+        tally = Tally(**json.loads(metadata["tally"]))
         metadata["digest"] = " ".join(metadata[key] for key in DIGESTED)
         image, text, image_of = (tensors[key] for key in ("image", "text", "image_of"))
         counts = (len(unpacked(tensors["names"])), len(text), len(unpacked(tensors["captions"])))
@@ -47,7 +50,7 @@ def read(path, towers=None):
                 f"{path}: made with the {kind} tower {found[0]} (key {found[1]}), not with {asked[0]} "
                 f"(key {asked[1]}); name another folder of features"
             )
-    return metadata, tensors
+    return metadata, tensors, tally
 
 
 def _are_indices(values, count):
@@ -64,7 +67,7 @@ def is_up_to_date(path, tar, towers):
     that is gone. False when there is none; ValueError when it is one of other towers or of another tar."""
     if not path.exists():
         return False
-    metadata, _ = read(path, towers)
+    metadata, *_ = read(path, towers)
     if tar.exists() and any(metadata.get(key) != value for key, value in size_and_time(tar).items()):
         if metadata["tar_sha256"] != sha256(tar):
             raise ValueError(

@@ -8,14 +8,12 @@ disk.
 A tar has the layout of WebDataset, which img2dataset writes: KEY.jpg (jpeg, png, webp) next to KEY.txt, its
 caption, or next to KEY.json with a list of them under "captions". NAME.tar becomes FOLDER/NAME.safetensors,
 whole or not at all: a killed run goes on with the tar it was in, and machines that share the folder each take
-every world-th tar."""
+every world-th tar. It also keeps what became of the tar's members."""
 
 import hashlib
 import io
-import json
 import logging
 import tarfile
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +27,9 @@ from .ahead import encode_ahead
 from .cache import batched
 from .rows import Rows
 from .shard_files import is_up_to_date, read, size_and_time, write
-from .tars import DAMAGED, expand, samples
+from .tars import DAMAGED, UNDECODABLE, Tally, expand, samples
 
 log = logging.getLogger(__name__)
-UNDECODABLE = "with an image that cannot be decoded"
 
 
 class Shards(NamedTuple):
@@ -43,9 +40,10 @@ class Shards(NamedTuple):
     image_of: torch.Tensor  # (M,) int64, the image each caption describes
     digest: str  # of the tars and the towers
     parts: list  # the tensors of each shard
+    tally: Tally  # of the members of all tars
 
     def names(self):
-        """A list of N str: the member name of each image."""
+        """A list of N str: the name of each image."""
         return [name for tensors in self.parts for name in unpacked(tensors["names"])]
 
     def captions(self):
@@ -58,7 +56,7 @@ def encode_shards(pattern, folder, vision, text, rank=0, world=1, batch_size=32,
     the names of all shards of the pattern, for `open_shards`.
 
     `pattern` holds {00000..00331}, {a,b} or *. Rows are float16, so they equal those of `encode_archive`; the
-    rows of one shard have to fit in memory. Samples that cannot be used are left out, counted and logged, one
+    rows of one shard have to fit in memory. Members that cannot be used are left out, counted and logged, one
     line per tar. Raises ValueError before any tower runs for a file that is no tar or is missing (an encoded
     tar may be deleted), and for a shard made with other towers or from another tar."""
     if not 0 <= rank < world:
@@ -75,13 +73,18 @@ def encode_shards(pattern, folder, vision, text, rank=0, world=1, batch_size=32,
         log.info("%s: %d of %d tars are encoded already", folder, len(own) - len(todo), len(own))
     for number, (tar, path) in enumerate(todo, 1):
         metadata = size_and_time(tar) | dict(tar_sha256=sha256(tar))
-        left_out = Counter()
+        tally = Tally()
         title = f"{number}/{len(todo)} {tar.name}"
-        tensors = _encode(tar, vision, text, batch_size, workers, left_out, title, quiet)
-        write(path, tensors, towers | metadata | dict(left_out=json.dumps(left_out)))
-        images, captions = len(tensors["image"]), len(tensors["text"])
-        log.info("%s: %s images, %s captions%s", tar.name, f"{images:,}", f"{captions:,}", _reasons(left_out))
+        tensors = _encode(tar, vision, text, batch_size, workers, tally, title, quiet)
+        write(path, tensors, tally, towers | metadata)
+        log.info("%s: %s", tar.name, summary(tensors["image"], tensors["text"], tally))
     return list(tars)
+
+
+def summary(image, text, tally):
+    """'2 images, 4 captions, from 4 of 5 members; left out ...', for tensors image (N, Dv) and text (M, Dt)
+    and what became of their tars' members."""
+    return f"{len(image):,} images, {len(text):,} captions, {tally}"
 
 
 def open_shards(folder, names=None):
@@ -93,19 +96,21 @@ def open_shards(folder, names=None):
         paths = sorted(folder.glob("*.safetensors"))
     else:
         paths = [folder / f"{name}.safetensors" for name in names]
-    digest, towers, found = hashlib.sha256(), None, []
+    digest, towers, found, total = hashlib.sha256(), None, [], Tally()
     for path in paths:
-        metadata, tensors = read(path, towers)
+        metadata, tensors, tally = read(path, towers)
         towers = towers or metadata
+        total.add(tally)
         digest.update(metadata["digest"].encode())
         if len(tensors["image"]):  # a tar may hold nothing that can be used
             found.append((path, tensors))
     if not found:
-        raise ValueError(f"{folder}: no features in it; a tar holds KEY.jpg and KEY.txt, one after the other")
+        layout = "a tar holds KEY.jpg and KEY.txt, one after the other (tar --sort=name)"
+        raise ValueError(f"{folder}: no features in it, {total}; {layout}")
     image, text = (Rows([(path, tensors[kind]) for path, tensors in found]) for kind in ("image", "text"))
     parts = [tensors for _, tensors in found]
     image_of = torch.cat([tensors["image_of"] + start for start, tensors in zip(image.starts, parts)])
-    return Shards(image, text, image_of, digest.hexdigest(), parts)
+    return Shards(image, text, image_of, digest.hexdigest(), parts, total)
 
 
 def _check_tar(tar):
@@ -117,27 +122,23 @@ def _check_tar(tar):
         ) from None
 
 
-def _reasons(left_out):
-    if not left_out:
-        return ""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-    return f"; left out {left_out.total():,}: {reasons}"
-
-
-def _encode(tar, vision, text, batch_size, workers, left_out, title, quiet):
-    """The tensors of one tar's feature shard. `left_out` counts what cannot be used."""
+def _encode(tar, vision, text, batch_size, workers, tally, title, quiet):
+    """The tensors of one tar's feature shard. `tally` counts its members."""
     names, captions, image_of, image = [], [], [], []
 
     def read_frames(sample):
         return open_frames(io.BytesIO(sample.content))
 
     with tqdm(desc=title, unit="", disable=quiet, leave=False) as bar:
-        encoded = encode_ahead(samples(tar, left_out), read_frames, vision.parts, batch_size, workers)
+        encoded = encode_ahead(samples(tar, tally), read_frames, vision.parts, batch_size, workers)
         for sample, rows, error in encoded:
             bar.update()
             if error:
-                left_out[UNDECODABLE] += 1
+                first, *others = sample.members
+                why = str(error).removeprefix("image: ")
+                tally.leave_out(UNDECODABLE, f"{first}: {why}", *others)
                 continue
+            tally.read += len(sample.members)
             # Each tower's row is rounded on its own, as in the cache.
             image.append(torch.cat([row.half() for row in rows]))
             image_of += [len(names)] * len(sample.captions)

@@ -1,5 +1,5 @@
 """Read a tar of images and captions, member by member. It may be a stranger's file: nothing is unpacked or
-executed, and what cannot be used is counted.
+executed, and each member is either read or left out and counted, see `Tally`.
 
 The webdataset package is not used: it reads members of any size, and passes an address that begins with pipe:
 to a shell."""
@@ -8,18 +8,36 @@ import json
 import os
 import re
 import tarfile
+from dataclasses import dataclass, field
 from glob import glob
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from models.files import printable
+
 # (key, ending) as WebDataset has them: a key ends at the first dot of the file name.
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
+# Endings of the formats that open_image reads.
+IMAGES = """jpg jpeg jpe jfif mpo png apng webp avif avifs gif bmp tif tiff pbm pgm ppm pnm pfm
+    jp2 j2k jpc jpf jpx j2c heic heics heif heifs hif""".split()
 # What each file ending holds. No other member is read.
-KINDS = dict(jpg="image", jpeg="image", png="image", webp="image", txt="txt", json="json")
+KINDS = dict.fromkeys(IMAGES, "image") | dict(txt="txt", json="json")
 LIMITS = dict(image=64 << 20, txt=1 << 20, json=1 << 20)  # bytes of a member
+NAMED = 3  # members that are named for each reason
+# Why members are left out.
 TOO_LARGE = "over the limit of 64 MiB per image, 1 MiB per text"
+UNDECODABLE = "with an image that cannot be decoded"
+NO_IMAGE = "without an image next to it"
+NO_CAPTION = 'without .txt or .json with "captions" next to it'
+SECOND = "followed by another of the same key"
+BESIDE = ".json beside a .txt"
+NO_KEY = "whose name gives no key and ending"
+DOTTED = "with a dot in the key, which WebDataset ends at the first dot"
+OTHER = "of other kinds"
+LINK = "links, which tar --dereference --hard-dereference packs as files"
+NOT_A_FILE = "folders, pipes or devices"
 # What tarfile raises for damaged headers.
 DAMAGED = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 
@@ -32,9 +50,50 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    name: str  # of the image's member
+    name: str  # the .json's "image_name", else the name of the image's member
     content: bytes
     captions: list
+    members: list  # the names of those it was read from, the image's first
+
+
+@dataclass
+class Tally:
+    """What became of the members of tars: seen = read + left out."""
+
+    seen: int = 0
+    read: int = 0
+    left_out: dict = field(default_factory=dict)  # {reason: [how many, the names of the first few]}
+    cut_short: list = field(default_factory=list)  # of each tar that ends early: after which member
+
+    def leave_out(self, reason, *names, count=None):
+        """Count members as left out: those named, or `count` of which these are the first."""
+        before, first = self.left_out.get(reason, (0, []))
+        named = [*first, *map(printable, names)][:NAMED]
+        self.left_out[reason] = [before + (len(names) if count is None else count), named]
+
+    def add(self, other):
+        """Add the counts of another Tally."""
+        self.seen += other.seen
+        self.read += other.read
+        self.cut_short += other.cut_short
+        for reason, (count, names) in other.left_out.items():
+            self.leave_out(reason, *names, count=count)
+
+    def __str__(self):
+        """'from 2 of 3 members; left out 1: 1 without an image next to it (c.txt)'."""
+        found = [f"from {self.read:,} of {self.seen:,} members"]
+        if self.left_out:
+            by_count = sorted(self.left_out.items(), key=lambda item: -item[1][0])
+            reasons = [
+                f"{count:,} {reason} ({', '.join(names)}{', ...' if count > len(names) else ''})"
+                for reason, (count, names) in by_count
+            ]
+            total = sum(count for count, _ in self.left_out.values())
+            found.append(f"left out {total:,}: {'; '.join(reasons)}")
+        found += [f"cut short or damaged {where}" for where in self.cut_short[:NAMED]]
+        if len(self.cut_short) > NAMED:
+            found.append(f"{len(self.cut_short):,} tars are cut short or damaged")
+        return "; ".join(found)
 
 
 def expand(pattern):
@@ -56,62 +115,107 @@ def expand(pattern):
     return tars
 
 
-def members_of(tar, left_out):
-    """Yield a Member for each member that is read, in order. A tar that is cut short or damaged ends early
-    and is counted."""
-    with open(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as members:
+def members_of(tar, tally):
+    """Yield a Member for each member that is read, in order; the others are left out. A tar that is cut short
+    or damaged ends early."""
+    name = "its beginning"
+    with open(tar, "rb") as file:
         try:
-            while member := members.next():
-                if not member.offset < members.offset <= os.fstat(file.fileno()).st_size:
-                    # CVE-2025-8194: older Pythons read such a member for ever.
-                    raise tarfile.ReadError("an impossible size")
-                members.members.clear()  # tarfile keeps every header it has read
+            for members, member in _files(file):
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
                 name = name.removeprefix("./")
+                tally.seen += 1
                 match = MEMBER.fullmatch(name)
                 key, ending = match.groups() if match else (name, "")
                 kind = KINDS.get(ending.lower())
                 if kind and member.isreg():
                     small = member.size <= LIMITS[kind]
                     yield Member(key, kind, name, members.extractfile(member).read() if small else None)
-            file.seek(members.offset)
-            if file.read(512) != bytes(512):  # tarfile takes a damaged header, or none, for the end
-                raise tarfile.ReadError("no end mark")
+                else:
+                    tally.leave_out(_why_not_read(member, ending), name)
         except DAMAGED:
-            left_out["rest of the tar, cut short or damaged"] += 1
+            tally.cut_short.append(f"{Path(tar).name} after {printable(name)}")
 
 
-def samples(tar, left_out):
+def _files(file):
+    """Yield (TarFile, TarInfo) of each member of an open tar, or of several that `cat` joined."""
+    size = os.fstat(file.fileno()).st_size
+    start = 0
+    while start is not None:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as members:
+            while member := members.next():
+                if not member.offset < members.offset <= size:
+                    # CVE-2025-8194: older Pythons read such a member for ever.
+                    raise tarfile.ReadError("an impossible size")
+                members.members.clear()  # tarfile keeps every header it has read
+                yield members, member
+            start = _next_archive(file, members.offset)
+
+
+def _next_archive(file, end):
+    """Where the next tar begins after the end mark at `end`, or None."""
+    file.seek(end)
+    if file.read(512) != bytes(512):  # tarfile takes a damaged header, or none, for the end
+        raise tarfile.ReadError("no end mark")
+    while block := file.read(1 << 16):
+        if content := block.lstrip(b"\0"):
+            return (file.tell() - len(content)) // 512 * 512
+    return None
+
+
+def _why_not_read(member, ending):
+    """Why a member of a tar is left out by its type or name."""
+    if not member.isreg():
+        return LINK if member.issym() or member.islnk() else NOT_A_FILE
+    if not ending:
+        return NO_KEY
+    return DOTTED if ending.lower().rpartition(".")[2] in KINDS else OTHER
+
+
+def samples(tar, tally):
     """Yield a Sample for each image: neighbouring members with one key, of which one is an image (the last
-    counts)."""
-    for _, members in groupby(members_of(tar, left_out), attrgetter("key")):
-        by_kind = {member.kind: member for member in members}
+    counts). What is not part of one is left out."""
+    for _, members in groupby(members_of(tar, tally), attrgetter("key")):
+        by_kind = {}
+        for member in members:
+            if member.kind in by_kind:
+                tally.leave_out(SECOND, by_kind[member.kind].name)
+            by_kind[member.kind] = member
+        if "txt" in by_kind and "json" in by_kind:
+            tally.leave_out(BESIDE, by_kind.pop("json").name)
+        names = [by_kind[kind].name for kind in LIMITS if kind in by_kind]
         try:
-            captions = captions_of({kind: member.content for kind, member in by_kind.items()})
+            captions, image_name = captions_of({kind: member.content for kind, member in by_kind.items()})
         except ValueError as error:
-            left_out[str(error)] += 1
+            tally.leave_out(str(error), *names)
         else:
-            yield Sample(by_kind["image"].name, by_kind["image"].content, captions)
+            yield Sample(image_name or names[0], by_kind["image"].content, captions, names)
 
 
 def captions_of(sample):
-    """The captions of a sample {kind: content}. ValueError says why it cannot be used."""
+    """(the captions of a sample {kind: content}, the image's name in it or ""). ValueError says why it cannot
+    be used."""
     if "image" not in sample:
-        raise ValueError("without an image")
-    if None in (sample["image"], sample.get("txt", sample.get("json", b""))):
+        raise ValueError(NO_IMAGE)
+    if None in sample.values():
         raise ValueError(TOO_LARGE)
+    image_name = ""
     try:
         if "txt" in sample:
             captions = [sample["txt"].decode("utf-8-sig")]
         else:
-            captions = json.loads(sample.get("json", "{}"))["captions"]
+            record = json.loads(sample.get("json", "{}"))
+            captions = record["captions"]
+            if isinstance(record.get("image_name"), str):
+                image_name = record["image_name"].encode(errors="backslashreplace").decode()
         captions = captions if isinstance(captions, list) else []
         captions = [caption.strip() for caption in captions if caption.strip()]
         "".join(captions).encode()  # JSON can spell half a character, which no tokenizer accepts
     except UnicodeError:
         raise ValueError("with a caption that is not UTF-8") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ValueError('without .txt or .json with "captions"') from None
+        raise ValueError(NO_CAPTION) from None
     if not captions:
         raise ValueError("with an empty caption")
-    return captions
+    return captions, image_name

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import time
 import tracemalloc
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors import safe_open
 
 from models.dataset import split_by_image
 from models.features import shard_files, tars
@@ -31,7 +29,6 @@ from tests.conftest import encode as encode_csv
 from tests.models.test_features import Joined, Refuses, interrupt, plain
 
 NO_TOWERS = Refuses(Pixels()), Refuses(Letters())
-CUT = "rest of the tar, cut short or damaged"
 
 
 def jpeg(seed):
@@ -76,17 +73,18 @@ def encode(pattern, folder, vision=None, text=None, **options):
 
 
 def encode_one(folder, members, **fields):
-    """(Shards of one tar of these members, or None for an empty one; {reason: samples left out})."""
+    """(Shards of one tar of these members, or None for an empty one; {reason: members left out})."""
     encode(make_tar(folder / "one.tar", members, **fields), folder / "one")
-    with safe_open(folder / "one" / "one.safetensors", "pt") as file:
-        left_out, images = json.loads(file.metadata()["left_out"]), len(file.get_tensor("image"))
-    return open_shards(folder / "one") if images else None, left_out
+    _, tensors, tally = shard_files.read(folder / "one" / "one.safetensors")
+    left_out = {reason: count for reason, (count, _) in tally.left_out.items()}
+    assert tally.seen == len(members) == tally.read + sum(left_out.values())
+    return open_shards(folder / "one") if len(tensors["image"]) else None, left_out
 
 
 def samples(tar):
-    """(names of the samples, Counter of what is left out)."""
-    left_out = Counter()
-    return [sample.name for sample in tars.samples(tar, left_out)], left_out
+    """(names of the samples, Tally)."""
+    tally = tars.Tally()
+    return [sample.name for sample in tars.samples(tar, tally)], tally
 
 
 def same(shards, features):
@@ -132,7 +130,8 @@ def test_img2dataset_members_are_read_as_it_writes_them(tmp_path):
     first = [("./0.jpg", jpeg(1)), ("./0.json", record), ("./0.txt", b"\xef\xbb\xbf a\nb \n")]
     second = [("d.r/1.JPEG", jpeg(2)), ("d.r/1.seg.png", b"no"), ("d.r/1.cls", b"7"), ("d.r/1.TXT", b"c")]
     found, left_out = encode_one(tmp_path, [*first, *second, ("README", b"no ending")])
-    assert found.names() == ["0.jpg", "d.r/1.JPEG"] and left_out == {}
+    assert found.names() == ["0.jpg", "d.r/1.JPEG"]
+    assert left_out == {tars.BESIDE: 1, tars.DOTTED: 1, tars.OTHER: 1, tars.NO_KEY: 1}
     assert found.captions() == ["a\nb", "c"]
 
 
@@ -238,7 +237,7 @@ def test_bad_samples_are_left_out_counted_and_logged(tmp_path, caplog, case):
     members, reason = BAD[case]
     caplog.set_level("INFO")
     found, left_out = encode_one(tmp_path / "bad", GOOD[:2] + members + GOOD[2:])
-    assert list(left_out.values()) == [1] and reason in str(left_out)
+    assert list(left_out.values()) == [len(members)] and reason in str(left_out)
     assert all(words in caplog.text for words in ("one.tar: 2 images, 2 captions", reason))
     good, _ = encode_one(tmp_path / "good", GOOD)
     assert same(found, (good.image[:], good.text[:], good.image_of))
@@ -251,8 +250,8 @@ def test_tar_cut_short_anywhere_keeps_what_came_before(tmp_path):
     end = next(i for i in range(0, len(whole), 512) if not any(whole[i:]))
     for cut in [*range(600, end, 700), *range(512, end + 1, 512)]:
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        names, left_out = samples(tmp_path / "cut.tar")
-        assert names in ([], ["a.jpg"], ["a.jpg", "b.jpg"]) and left_out[CUT] == 1, cut
+        names, tally = samples(tmp_path / "cut.tar")
+        assert names in ([], ["a.jpg"], ["a.jpg", "b.jpg"]) and len(tally.cut_short) == 1, cut
 
 
 @pytest.mark.parametrize("size", ["a wrong checksum", -512, -1024, -5000, 2**62])
@@ -269,8 +268,8 @@ def test_damaged_header_ends_the_tar(tmp_path, size):
         content[at + 148 : at + 156] = b" " * 8
         content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
     tar.write_bytes(content)
-    names, left_out = samples(tar)
-    assert names[:1] == ["a.jpg"] and left_out[CUT] == 1
+    names, tally = samples(tar)
+    assert names[:1] == ["a.jpg"] and tally.cut_short == ["t.tar after a.txt"]
     assert len(open_shards(tmp_path / "f", encode(tar, tmp_path / "f")).image) == 1
 
 
@@ -301,7 +300,7 @@ def test_pickles_are_never_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bombs = [(f"a.{ending}", pickle.dumps(Bomb())) for ending in ("pyd", "pickle", "pth", "npy")]
     found, left_out = encode_one(tmp_path, [*GOOD[:2], *bombs])
-    assert len(found.image) == 1 and left_out == {} and not Path("exploded").exists()
+    assert len(found.image) == 1 and left_out == {tars.OTHER: 4} and not Path("exploded").exists()
 
 
 LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
@@ -310,7 +309,8 @@ LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, ta
 @pytest.mark.parametrize("kind", LINKS)
 def test_links_and_devices_are_not_followed(tmp_path, kind):
     members = [("a.jpg", b""), ("a.txt", b"")]
-    assert encode_one(tmp_path, members, type=kind, linkname="/etc/passwd") == (None, {})
+    reason = tars.LINK if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else tars.NOT_A_FILE
+    assert encode_one(tmp_path, members, type=kind, linkname="/etc/passwd") == (None, {reason: 2})
 
 
 def peak(function, *args):
@@ -331,15 +331,15 @@ def test_huge_member_is_not_read(tmp_path):
             file.write(member.tobuf())
             file.seek(-(-size // 512) * 512, 1)  # a hole, which costs no disk
         file.write(bytes(1024))
-    (names, left_out), top = peak(samples, path)
-    assert names == [] and left_out == {tars.TOO_LARGE: 1} and top < 1 << 20
+    (names, tally), top = peak(samples, path)
+    assert names == [] and tally.left_out == {tars.TOO_LARGE: [2, ["x.jpg", "x.txt"]]} and top < 1 << 20
 
 
 def test_thousands_of_members_stream_in_bounded_memory(tmp_path):
     """tarfile keeps every header it has read: 6 MB here."""
     members = ((f"{i // 3:08}.{('jpg', 'json', 'txt')[i % 3]}", bytes(600)) for i in range(6_000))
     path = make_tar(tmp_path / "t.tar", members)
-    count, top = peak(lambda: sum(1 for _ in tars.samples(path, Counter())))
+    count, top = peak(lambda: sum(1 for _ in tars.samples(path, tars.Tally())))
     assert count == 2000 and top < 1 << 20
 
 
@@ -400,7 +400,8 @@ def test_reading_all_rows_takes_no_private_memory(tmp_path):
     rows = F.normalize(torch.randn(1000, 512), dim=-1).half().repeat(80, 1)  # 80 MB
     tensors = dict(image=rows, text=rows[:1].clone(), image_of=torch.zeros(1, dtype=torch.int64))
     tensors |= dict(names=packed([""] * 80_000), captions=packed([""]))
-    shard_files.write(tmp_path / "t.safetensors", tensors, dict.fromkeys(shard_files.DIGESTED, "x"))
+    digested = dict.fromkeys(shard_files.DIGESTED, "x")
+    shard_files.write(tmp_path / "t.safetensors", tensors, tars.Tally(), digested)
     del rows, tensors
     before = private()
     assert sum(len(block) for block in open_shards(tmp_path).image.blocks()) == 80_000
@@ -412,7 +413,7 @@ DAMAGE = {
     "half": lambda content: content[: len(content) // 2],
     "one byte short": lambda content: content[:-1],
     "header": lambda content: b"\xff" * 8 + content[8:],
-    "format": lambda content: content.replace(b"vl-jepa features 2", b"vl-jepa features 1"),
+    "format": lambda content: content.replace(b"vl-jepa features 3", b"vl-jepa features 2"),
     "tensor": lambda content: content.replace(b'"image"', b'"imago"'),
     "metadata": lambda content: content.replace(b'"tar_sha256"', b'"tar_sha257"'),
     "names": lambda content: content.replace(b'["000.jpg', b'["000.jpg","'),

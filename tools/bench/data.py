@@ -54,6 +54,7 @@ def feature_shards(folder, images, captions, per_shard=4_000):
     from torch.nn.functional import normalize
 
     from models.features.shard_files import write
+    from models.features.tars import Tally
     from models.files import packed
     from models.text import TextEncoder
     from models.vision import VisionEncoder
@@ -72,5 +73,6 @@ def feature_shards(folder, images, captions, per_shard=4_000):
             names=packed([f"{start + i}.jpg" for i in range(n)]),
             captions=packed(["a caption"] * (n * captions)),
         )
-        write(Path(folder, f"{number:05}.safetensors"), tensors, towers | dict(tar_sha256=f"random {start}"))
+        facts = towers | dict(tar_sha256=f"random {start}")
+        write(Path(folder, f"{number:05}.safetensors"), tensors, Tally(), facts)
     return f"{folder}/{{00000..{len(starts) - 1:05}}}.tar"
