@@ -6,8 +6,10 @@ python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
 
 import io
 import json
+import math
 import sys
 import tarfile
+from pathlib import Path
 
 from models import script
 from models.files import replacing
@@ -16,59 +18,111 @@ from models.files import replacing
 def pack(dataset, out, per_shard):
     """Write tars of `per_shard` images each and return their paths.
 
-    Each image is KEY.jpg, and KEY.json beside it holds its captions. `out` is a pattern such as
-    drawn-{:05}.tar; ValueError when it has no place for a number."""
-    try:
-        same = out.format(0) == out.format(1)
-    except LookupError:  # more than one place, or one with a name
-        same = True
-    if same:
-        raise ValueError(f"--out {out}: wants one place for the number of the tar; write photos-{{:05}}.tar")
-    captions = [[] for _ in dataset.image_names]
-    for caption, image in zip(dataset.captions, dataset.image_of):
-        captions[image].append(caption)
+    Each image is KEY.jpg (or another ending), and KEY.json beside it holds its name and its captions. Keys
+    are numbers, since a key must be unique and hold no dot, and names can be long, in folders, or differ in
+    case alone. `out` is a pattern such as drawn-{:05}.tar; ValueError when it has no place for a number, and,
+    before anything is written, for images that could not be read back (`dataset.skip_bad` leaves them
+    out)."""
+    check_pattern(out)
+    dataset.drop(find_unusable(dataset))
+    contents = records(dataset)
+    if (after := Path(out.format(math.ceil(len(contents) / per_shard)))).exists():
+        raise ValueError(f"{after}: is there already, from a longer archive; delete its tars, or name others")
+    endings = [ending(name, dataset.path(i)) for i, name in enumerate(dataset.image_names)]
     written = []
-    for number, first in enumerate(range(0, len(captions), per_shard)):
+    for number, first in enumerate(range(0, len(contents), per_shard)):
         path = out.format(number)
         with replacing(path) as new, tarfile.open(new, "w") as tar:
-            for i in range(first, min(first + per_shard, len(captions))):
-                add(tar, dataset, i, captions[i])
+            for i in range(first, min(first + per_shard, len(contents))):
+                add(tar, f"{i:08}.{endings[i]}", dataset.path(i).read_bytes())
+                add(tar, f"{i:08}.json", contents[i])
         written.append(path)
     return written
 
 
-def add(tar, dataset, i, captions):
-    """Add image number `i` and its captions to a tar."""
-    key = dataset.image_names[i].partition(".")[0]  # in a WebDataset a key ends at the first dot
-    tar.add(dataset.path(i), key + dataset.path(i).suffix)
-    content = json.dumps(dict(captions=captions)).encode()
-    member = tarfile.TarInfo(f"{key}.json")
+def check_pattern(out):
+    """ValueError for a pattern of names that has not one place for the number of a tar."""
+    try:
+        same = out.format(0) == out.format(1)
+    except (LookupError, ValueError, AttributeError):  # more than one place, or one with a name
+        same = True
+    if same:
+        raise ValueError(f"--out {out}: wants one place for the number of the tar; write photos-{{:05}}.tar")
+
+
+def find_unusable(dataset):
+    """{image name: reason} for the images that --shards could not read back."""
+    from models.features.tars import LIMITS, TOO_LARGE
+
+    bad = dataset.find_damaged(range(len(dataset.image_names)))
+    for i, content in enumerate(records(dataset)):
+        path = dataset.path(i)
+        if path.stat().st_size > LIMITS["image"] or len(content) > LIMITS["json"]:
+            bad.setdefault(dataset.image_names[i], f"{path}: it or its captions are {TOO_LARGE}")
+    return bad
+
+
+def records(dataset):
+    """The content of each image's .json, a list of N bytes."""
+    captions = [[] for _ in dataset.image_names]
+    for caption, image in zip(dataset.captions, dataset.image_of):
+        captions[image].append(caption)
+    pairs = zip(dataset.image_names, captions)
+    return [json.dumps(dict(image_name=name, captions=own)).encode() for name, own in pairs]
+
+
+def ending(name, path):
+    """The ending of an image's member: that of its name or, where that is none of an image, its format's."""
+    from PIL import Image
+
+    from models.dataset import FORMATS
+    from models.features.tars import KINDS
+
+    own = Path(name).suffix[1:].lower()
+    if KINDS.get(own) == "image":
+        return own
+    with Image.open(path, formats=FORMATS) as image:
+        return dict(JPEG2000="jp2").get(image.format, image.format.lower())
+
+
+def add(tar, name, content):
+    """Add a member to a tar: content and name alone, so that the same images give the same tar."""
+    member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
 def work(args):
-    """Pack, and print which tars were written."""
+    """Pack, and print what was packed and which tars were written."""
     from models.dataset import VisionTextDataset
+    from models.features.load import rows_of
 
-    written = pack(VisionTextDataset(args.csv, None, args.images), args.out, args.per_shard)
-    print(f"written: {written[0]} to {written[-1]}")
+    rows = rows_of(args, args.skip_bad)
+    csv = args.csv or args.questions
+    dataset = VisionTextDataset(csv, None, args.images, skip_bad=args.skip_bad, rows=rows)
+    written = pack(dataset, args.out, args.per_shard)
+    packed, seen = counts(dataset.rows), counts(rows)
+    found = ", ".join(f"{packed[kind]:,} of {seen[kind]:,} {kind}" for kind in seen)
+    print(f"{csv}: {found}; {2 * packed['images']:,} members, written: {written[0]} to {written[-1]}")
+
+
+def counts(rows):
+    """{"images": how many are named in a list of Row, "captions": how many of them are captions}."""
+    return dict(images=len({row.image_name for row in rows}), captions=len(rows))
 
 
 def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     p = script.parser("python -m tools.pack", __doc__)
-    p.add_argument(
-        "--csv", default="caption.csv", help="captions file, image_name,comment (default %(default)s)"
-    )
-    p.add_argument(
-        "--images",
-        default="my_image_archive",
-        metavar="DIR",
-        help="folder of its images (default %(default)s)",
-    )
-    p.add_argument("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
-    p.add_argument("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")
+    add_flag = p.add_argument
+    add_flag("--csv", default="caption.csv", help="captions file (default %(default)s)")
+    add_flag("--images", default="my_image_archive", metavar="DIR", help="its images (default %(default)s)")
+    add_flag("--image-column", default="image_name", help="column of image names (default %(default)s)")
+    add_flag("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    add_flag("--skip-bad", action="store_true", help="leave out images and lines that cannot be used")
+    add_flag("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
+    add_flag("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")
+    p.set_defaults(questions="")
     args = p.parse_args(argv)
     if args.per_shard < 1:
         p.error(f"--per-shard {args.per_shard}: give 1 or more")
