@@ -94,7 +94,7 @@ def parse(argv):
     untouched = argparse.Namespace(**dict.fromkeys(vars(args)))
     typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
     if args.questions and args.shards:
-        raise ValueError("--questions: feature shards hold captions alone; train on --csv and --images")
+        raise ValueError("--questions: tars hold their own; train on those with --recipe answer")
     if args.questions and "csv" not in typed:
         args.csv = ""  # questions alone
     return args, typed
@@ -116,17 +116,18 @@ def build(args, data, device):
         args.input_dropout,
         args.members,
     )
+    every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
+    some = data.image[::every].to(device)
     if data.questions:
         known = min(len(data.questions.texts), KNOWN)
         query = QueryPredictor(*sizes, data.places.shape[2], known, captions=len(data.text) > 0).to(device)
         asked = data.questions.rows[: len(data.questions.texts)]
-        query.standardise(data.image, data.places, asked)
+        query.standardise(some, data.places, asked)
         predictor, captions = query, query.captions
     else:
         predictor = captions = Predictor(*sizes).to(device)
     if args.standardise and captions:
-        every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
-        captions.standardise(data.image[::every].to(device))
+        captions.standardise(some)
     start = losses.LOSSES[args.loss]
     scale, bias = start or (1.0, 0.0)
     log_scale = torch.tensor(math.log(scale), device=device, requires_grad=True)
@@ -275,7 +276,7 @@ def train(args, typed, stop):
         runs.check_folder(args.run)  # now, and not after hours of encoding
         if args.resume:
             print(f"--resume: {args.run} holds no run yet, so this starts at epoch 1")
-    if args.recipe == "answer" and not args.questions:
+    if args.recipe == "answer" and not (args.questions or args.shards):
         raise ValueError("--recipe answer: name the file of questions with --questions FILE")
     process = distributed.start(args.device)
 

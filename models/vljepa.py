@@ -287,6 +287,8 @@ def _shard_captions(recipe, data):
     first = {}
     for number, caption in enumerate(shards.captions()):
         first.setdefault(caption, number)
+    if not first:
+        raise ValueError(f"{recipe['shards']}: it was trained on questions alone, so there are no captions")
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 

@@ -17,6 +17,7 @@ from models.features.questions import encode_questions
 from models.vljepa import VLJEPA
 from tests.conftest import COLORS, ROOT, SHAPES, Letters, Run, make_shapes, write_csv
 from tests.models.test_distributed import torchrun
+from tools import pack
 
 HEADER = ("image_name", "question", "answer", "type")
 FLAGS = ["--recipe", "answer", "--epochs", "8", "--hidden", "16"]
@@ -236,6 +237,24 @@ def test_attention_draws_one_panel_per_question(shapes, run, capsys, tmp_path):
     assert [line.startswith(question) for line, question in zip(lines, asked)] == [True, True]
     with Image.open(out) as image:
         assert image.width > 2 * image.height
+
+
+def test_tars_train_the_model_of_their_csv_bit_for_bit(shapes, run, tmp_path, capsys):
+    questions, archive = shapes
+    sources = ["--csv", str(archive.csv), "--questions", str(questions.csv), "--images", str(archive.images)]
+    assert pack.main([*sources, "--out", str(tmp_path / "t-{}.tar"), "--per-shard", "10"]) == 0
+    flags = questions.flags(tmp_path / "run", *FLAGS, "--shards", str(tmp_path / "t-{0..2}.tar"))
+    flags += ["--shard-features", str(tmp_path / "features")]
+    assert train.main(flags) == 0
+    found, expected = (runs.load_last(folder)[0] for folder in (tmp_path / "run", run))
+    assert len(found.pop("trained_on")) < len(expected.pop("trained_on"))  # a run from tars keeps no names
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert train.main([*flags, "--resume", "--epochs", "9"]) == 0
+    model = VLJEPA.load(tmp_path / "run", device="cpu")
+    assert model.answer(archive.images / "red-line.jpg", "What color is it?") in COLORS
+    assert train.main([*flags, "--questions", "q.csv"]) == 1
+    assert "--questions: " in capsys.readouterr().err
 
 
 def test_reworded_questions_are_learned_beside_the_originals(shapes):

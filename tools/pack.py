@@ -1,4 +1,4 @@
-"""Pack a captions file and its images into WebDataset tars, for train.py --shards.
+"""Pack captions, questions and their images into WebDataset tars, for train.py --shards.
 
 python -m tools.pack --out runs/drawn-{:05}.tar
 python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
@@ -18,11 +18,11 @@ from models.files import replacing
 def pack(dataset, out, per_shard):
     """Write tars of `per_shard` images each and return their paths.
 
-    Each image is KEY.jpg (or another ending), and KEY.json beside it holds its name and its captions. Keys
-    are numbers, since a key must be unique and hold no dot, and names can be long, in folders, or differ in
-    case alone. `out` is a pattern such as drawn-{:05}.tar; ValueError when it has no place for a number, and,
-    before anything is written, for images that could not be read back (`dataset.skip_bad` leaves them
-    out)."""
+    Each image is KEY.jpg (or another ending), and KEY.json beside it holds its name, captions and questions,
+    see `records`. Keys are numbers, since a key must be unique and hold no dot, and names can be long, in
+    folders, or differ in case alone. `out` is a pattern such as drawn-{:05}.tar; ValueError when it has no
+    place for a number, and, before anything is written, for images that could not be read back
+    (`dataset.skip_bad` leaves them out) and for tars of an earlier, longer archive."""
     check_pattern(out)
     dataset.drop(find_unusable(dataset))
     contents = records(dataset)
@@ -63,12 +63,16 @@ def find_unusable(dataset):
 
 
 def records(dataset):
-    """The content of each image's .json, a list of N bytes."""
-    captions = [[] for _ in dataset.image_names]
-    for caption, image in zip(dataset.captions, dataset.image_of):
-        captions[image].append(caption)
-    pairs = zip(dataset.image_names, captions)
-    return [json.dumps(dict(image_name=name, captions=own)).encode() for name, own in pairs]
+    """The content of each image's .json, a list of N bytes: an object with image_name, captions (a list of
+    str) and questions (a list of objects with question, answer and type)."""
+    found = {name: dict(image_name=name, captions=[], questions=[]) for name in dataset.image_names}
+    for row in dataset.rows:
+        if row.question:
+            asked = dict(question=row.question, answer=row.text, type=row.type)
+            found[row.image_name]["questions"].append(asked)
+        else:
+            found[row.image_name]["captions"].append(row.text)
+    return [json.dumps(record).encode() for record in found.values()]
 
 
 def ending(name, path):
@@ -102,28 +106,32 @@ def work(args):
     dataset = VisionTextDataset(csv, None, args.images, skip_bad=args.skip_bad, rows=rows)
     written = pack(dataset, args.out, args.per_shard)
     packed, seen = counts(dataset.rows), counts(rows)
-    found = ", ".join(f"{packed[kind]:,} of {seen[kind]:,} {kind}" for kind in seen)
-    print(f"{csv}: {found}; {2 * packed['images']:,} members, written: {written[0]} to {written[-1]}")
+    found = ", ".join(f"{packed[kind]:,} of {seen[kind]:,} {kind}" for kind in seen if seen[kind])
+    sources = " and ".join(filter(None, (args.csv, args.questions)))
+    print(f"{sources}: {found}; {2 * packed['images']:,} members, written: {written[0]} to {written[-1]}")
 
 
 def counts(rows):
-    """{"images": how many are named in a list of Row, "captions": how many of them are captions}."""
-    return dict(images=len({row.image_name for row in rows}), captions=len(rows))
+    """{"images": how many a list of Row names, "captions": how many it has, "questions": the same}."""
+    asked = sum(bool(row.question) for row in rows)
+    return dict(images=len({row.image_name for row in rows}), captions=len(rows) - asked, questions=asked)
 
 
 def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     p = script.parser("python -m tools.pack", __doc__)
     add_flag = p.add_argument
-    add_flag("--csv", default="caption.csv", help="captions file (default %(default)s)")
+    add_flag("--csv", help="captions file (default caption.csv, or none with --questions)")
+    add_flag("--questions", default="", metavar="FILE", help="questions file, as train.py reads it")
     add_flag("--images", default="my_image_archive", metavar="DIR", help="its images (default %(default)s)")
     add_flag("--image-column", default="image_name", help="column of image names (default %(default)s)")
     add_flag("--caption-column", default="comment", help="column of captions (default %(default)s)")
     add_flag("--skip-bad", action="store_true", help="leave out images and lines that cannot be used")
     add_flag("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
     add_flag("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")
-    p.set_defaults(questions="")
     args = p.parse_args(argv)
+    if args.csv is None:
+        args.csv = "" if args.questions else "caption.csv"
     if args.per_shard < 1:
         p.error(f"--per-shard {args.per_shard}: give 1 or more")
     return script.run("pack", lambda: work(args))

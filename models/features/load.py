@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,7 +12,7 @@ from models.dataset import VisionTextDataset, read_questions, read_rows, split_b
 
 from .archive import Features, encode_archive, encode_texts
 from .places import Places
-from .questions import Questions
+from .questions import Questions, encode_questions
 from .rows import Rows
 from .shards import encode_shards, open_shards, summary
 
@@ -108,10 +109,18 @@ def rows_of(args, skip_bad):
 
 def _load_shards(args, vision, text, process):
     """(Features, image names, digest of tars and towers). Each process encodes its share first."""
-    options = (process.rank, process.world, args.encode_batch, args.workers, args.quiet)
+    with_questions = args.recipe == "answer"
+    options = (process.rank, process.world, args.encode_batch, args.workers, args.quiet, with_questions)
     names = encode_shards(args.shards, args.shard_features, vision, text, *options)
     distributed.wait()
     shards = open_shards(args.shard_features, names)
     if process.rank == 0:
-        log.info("%s: %s", args.shards, summary(shards.image, shards.text, shards.tally))
-    return Features(shards.image, shards.text, shards.image_of), shards.names(), shards.digest
+        log.info("%s: %s", args.shards, summary(shards.image, shards.text, shards.questions, shards.tally))
+    questions = None
+    if with_questions:
+        if not shards.questions:
+            raise ValueError(f"{args.shards}: no questions in it; --recipe answer trains on questions")
+        encode = partial(encode_texts, text=text, cache=args.cache, quiet=args.quiet)
+        questions = encode_questions(shards.questions, range(len(shards.image)), encode)
+    features = Features(shards.image, shards.text, shards.image_of, questions, shards.places)
+    return features, shards.names(), shards.digest

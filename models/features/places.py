@@ -17,6 +17,7 @@ import zlib
 import torch
 
 from .cache import row_key
+from .rows import Parts
 
 log = logging.getLogger(__name__)
 ENTRY = struct.Struct(">QIHH")  # number of the record, its CRC-32, P, Dp
@@ -24,21 +25,19 @@ ENTRY = struct.Struct(">QIHH")  # number of the record, its CRC-32, P, Dp
 
 class Places:
     """Local features of N images, to read like a tensor (N, P, Dp): `places[index]`, int64 (B,), is
-    (B, P, Dp) float32 on the device of the index, and `places[mask]`, bool (N,), the Places under a mask. No
-    record is kept: the pages belong to the files, so the system drops them when it needs memory."""
+    (B, P, Dp) float32 on the device of the index, and `places[mask]`, bool (N,), the Places under a mask."""
 
     def __init__(self, parts):
-        self.parts = parts  # of each tower (records (files' n, P, Dp) float16, numbers (N,) int64)
-        records, numbers = parts[0]
-        self.shape = (len(numbers), records.shape[1], sum(records.shape[2] for records, _ in parts))
+        self.parts = parts  # of each tower the Parts (N, P, Dp)
+        self.shape = (*parts[0].shape[:2], sum(part.shape[2] for part in parts))
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, index):
         if index.dtype == torch.bool:
-            return Places([(records, numbers[index.cpu()]) for records, numbers in self.parts])
-        rows = [records[numbers[index.cpu()]].float() for records, numbers in self.parts]
+            return Places([part.under(index) for part in self.parts])
+        rows = [part.gather(part.places(index)).float() for part in self.parts]
         return torch.cat(rows, dim=2).to(index.device)
 
 
@@ -86,14 +85,14 @@ def known_records(store, tower, digests):
 
 
 def open_part(store, tower, digests):
-    """(records (n, P, Dp) float16 mapped into memory, numbers (N,) int64) of one tower, for Places. All
-    `digests` must be stored."""
+    """The Parts (N, P, Dp) of one tower, for Places. All `digests` must be stored."""
     path = path_of(store, tower)
     entries = _entries(store, tower, digests)
     _, _, count, width = entries[digests[0]]
     records = path.stat().st_size // (2 * count * width)
     mapped = torch.from_file(str(path), shared=False, size=records * count * width, dtype=torch.float16)
-    return mapped.view(records, count, width), torch.tensor([entries[digest][0] for digest in digests])
+    numbers = torch.tensor([entries[digest][0] for digest in digests])
+    return Parts([(path, mapped.view(records, count, width))], numbers)
 
 
 def _entries(store, tower, digests):

@@ -11,19 +11,23 @@ from .tars import Tally
 
 FORMAT = "vl-jepa features 3"
 NOT_JSON = (UnicodeDecodeError, json.JSONDecodeError)
-DIGESTED = ("tar_sha256", "vision", "vision_key", "text", "text_key")
+WITH, WITHOUT = "with", "without"  # questions
+DIGESTED = ("tar_sha256", "vision", "vision_key", "text", "text_key", "questions")
 
 
 def write(path, tensors, tally, metadata):
     """Write a feature shard: tensors image (N, Dv) and text (M, Dt) float16, image_of (M,) int64, names (N)
-    and captions (M) as `packed`, the Tally of its tar, and metadata {str: str}."""
+    and captions (M) as `packed`, the Tally of its tar, and metadata {str: str}.
+
+    With questions also the images that they are about, asked_about (Q,) int64, the questions as `packed`
+    [question, answer, type], and the places of each tower, places-0, places-1, ... (N, P, Dp) float16."""
     with replacing(path) as new:
         save_file(tensors, new, dict(format=FORMAT, tally=json.dumps(vars(tally)), **metadata))
 
 
 def read(path, towers=None):
     """(metadata, tensors, Tally) of a feature shard. The tensors are mapped, not read. ValueError when it is
-    damaged, or was made with other towers than `towers` (a dict with vision, vision_key, text, text_key);
+    damaged, or was made otherwise than `towers` (a dict with vision, vision_key, text, text_key, questions);
     FileNotFoundError when it is not there."""
     try:
         with safe_open(path, "pt") as file:
@@ -33,9 +37,7 @@ def read(path, towers=None):
             raise damaged(path, f"format {metadata.get('format')}, not {FORMAT}")
         tally = Tally(**json.loads(metadata["tally"]))
         metadata["digest"] = " ".join(metadata[key] for key in DIGESTED)
-        image, text, image_of = (tensors[key] for key in ("image", "text", "image_of"))
-        counts = (len(unpacked(tensors["names"])), len(text), len(unpacked(tensors["captions"])))
-        if counts != (len(image), len(image_of), len(image_of)) or not _are_indices(image_of, len(image)):
+        if not _fit(tensors, metadata["questions"] == WITH):
             raise damaged(path, "its parts do not fit each other")
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -50,7 +52,33 @@ def read(path, towers=None):
                 f"{path}: made with the {kind} tower {found[0]} (key {found[1]}), not with {asked[0]} "
                 f"(key {asked[1]}); name another folder of features"
             )
+    if towers and metadata["questions"] != towers["questions"]:
+        made = f"made {metadata['questions']} questions, which --recipe answer reads"
+        raise ValueError(
+            f"{path}: {made}; this run is {towers['questions']}: name another folder of features"
+        )
     return metadata, tensors, tally
+
+
+def _fit(tensors, questions):
+    """Whether the tensors of a feature shard fit each other."""
+    image, image_of = tensors["image"], tensors["image_of"]
+    counted = [
+        (image, unpacked(tensors["names"])),
+        (image_of, tensors["text"], unpacked(tensors["captions"])),
+    ]
+    numbers = [image_of]
+    if questions:
+        asked_about = tensors["asked_about"]
+        counted += [(image, *places_of(tensors)), (asked_about, unpacked(tensors["questions"]))]
+        numbers.append(asked_about)
+    fits = all(len(part) == len(parts[0]) for parts in counted for part in parts)
+    return fits and all(_are_indices(found, len(image)) for found in numbers)
+
+
+def places_of(tensors):
+    """The places of each tower in a feature shard, a list of (N, P, Dp) float16."""
+    return [tensors[key] for key in sorted(tensors) if key.startswith("places-")]
 
 
 def _are_indices(values, count):

@@ -6,9 +6,10 @@ disk.
     shards.image[torch.tensor([7, 2_000_000])]    # (2, Dv) float32 unit rows, read from the disk
 
 A tar has the layout of WebDataset, which img2dataset writes: KEY.jpg (jpeg, png, webp) next to KEY.txt, its
-caption, or next to KEY.json with a list of them under "captions". NAME.tar becomes FOLDER/NAME.safetensors,
-whole or not at all: a killed run goes on with the tar it was in, and machines that share the folder each take
-every world-th tar. It also keeps what became of the tar's members."""
+caption, or next to KEY.json with a list of them under "captions", and perhaps questions (tars.questions_of).
+
+NAME.tar becomes FOLDER/NAME.safetensors, whole or not at all: a killed run goes on with the tar it was in,
+and machines that share the folder each take every world-th tar. It also keeps what became of the members."""
 
 import hashlib
 import io
@@ -20,13 +21,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from models.dataset import open_frames
+from models.dataset import Row, open_frames
 from models.files import packed, sha256, unpacked
 
 from .ahead import encode_ahead
 from .cache import batched
-from .rows import Rows
-from .shard_files import is_up_to_date, read, size_and_time, write
+from .places import Places
+from .rows import Parts, Rows
+from .shard_files import WITH, WITHOUT, is_up_to_date, places_of, read, size_and_time, write
 from .tars import DAMAGED, UNDECODABLE, Tally, expand, samples
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class Shards(NamedTuple):
     digest: str  # of the tars and the towers
     parts: list  # the tensors of each shard
     tally: Tally  # of the members of all tars
+    questions: list  # of Row; image_name is the number of the image, since names may repeat
+    places: Places | None  # (N, P, Dp), where it was encoded with questions
 
     def names(self):
         """A list of N str: the name of each image."""
@@ -51,12 +55,24 @@ class Shards(NamedTuple):
         return [caption for tensors in self.parts for caption in unpacked(tensors["captions"])]
 
 
-def encode_shards(pattern, folder, vision, text, rank=0, world=1, batch_size=32, workers=None, quiet=False):
+def encode_shards(
+    pattern,
+    folder,
+    vision,
+    text,
+    rank=0,
+    world=1,
+    batch_size=32,
+    workers=None,
+    quiet=False,
+    questions=False,
+):
     """Write the feature shards that are not there yet, of every `world`-th tar from number `rank` on. Returns
     the names of all shards of the pattern, for `open_shards`.
 
     `pattern` holds {00000..00331}, {a,b} or *. Rows are float16, so they equal those of `encode_archive`; the
-    rows of one shard have to fit in memory. Members that cannot be used are left out, counted and logged, one
+    rows of one shard have to fit in memory. `questions` adds the questions and the local features of the
+    images. Members that cannot be used are left out, counted and logged, one
     line per tar. Raises ValueError before any tower runs for a file that is no tar or is missing (an encoded
     tar may be deleted), and for a shard made with other towers or from another tar."""
     if not 0 <= rank < world:
@@ -65,6 +81,7 @@ def encode_shards(pattern, folder, vision, text, rank=0, world=1, batch_size=32,
     folder.mkdir(parents=True, exist_ok=True)
     tars = expand(pattern)
     towers = dict(vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    towers["questions"] = WITH if questions else WITHOUT
     own = [(tar, folder / f"{name}.safetensors") for name, tar in list(tars.items())[rank::world]]
     todo = [(tar, path) for tar, path in own if not is_up_to_date(path, tar, towers)]
     for tar, _ in todo:
@@ -75,16 +92,18 @@ def encode_shards(pattern, folder, vision, text, rank=0, world=1, batch_size=32,
         metadata = size_and_time(tar) | dict(tar_sha256=sha256(tar))
         tally = Tally()
         title = f"{number}/{len(todo)} {tar.name}"
-        tensors = _encode(tar, vision, text, batch_size, workers, tally, title, quiet)
+        tensors = _encode(tar, vision, text, batch_size, workers, questions, tally, title, quiet)
         write(path, tensors, tally, towers | metadata)
-        log.info("%s: %s", tar.name, summary(tensors["image"], tensors["text"], tally))
+        asked = unpacked(tensors["questions"]) if questions else []
+        log.info("%s: %s", tar.name, summary(tensors["image"], tensors["text"], asked, tally))
     return list(tars)
 
 
-def summary(image, text, tally):
-    """'2 images, 4 captions, from 4 of 5 members; left out ...', for tensors image (N, Dv) and text (M, Dt)
-    and what became of their tars' members."""
-    return f"{len(image):,} images, {len(text):,} captions, {tally}"
+def summary(image, text, questions, tally):
+    """'2 images, 4 captions, from 4 of 5 members; left out ...', for tensors image (N, Dv) and text (M, Dt),
+    a list of questions, and what became of their tars' members."""
+    asked = f"{len(questions):,} questions, " if questions else ""
+    return f"{len(image):,} images, {len(text):,} captions, {asked}{tally}"
 
 
 def open_shards(folder, names=None):
@@ -110,7 +129,19 @@ def open_shards(folder, names=None):
     image, text = (Rows([(path, tensors[kind]) for path, tensors in found]) for kind in ("image", "text"))
     parts = [tensors for _, tensors in found]
     image_of = torch.cat([tensors["image_of"] + start for start, tensors in zip(image.starts, parts)])
-    return Shards(image, text, image_of, digest.hexdigest(), parts, total)
+    asked = _questions_and_places(found, image.starts.tolist()) if towers["questions"] == WITH else ([], None)
+    return Shards(image, text, image_of, digest.hexdigest(), parts, total, *asked)
+
+
+def _questions_and_places(found, starts):
+    """(list of Row, Places) of shards [(path, tensors)] whose first images have the numbers `starts`."""
+    questions = []
+    for (_, tensors), start in zip(found, starts):
+        numbers = (tensors["asked_about"] + start).tolist()
+        for number, (question, answer, kind) in zip(numbers, unpacked(tensors["questions"])):
+            questions.append(Row(number, question, answer, 0, kind))
+    by_tower = zip(*([(path, part) for part in places_of(tensors)] for path, tensors in found))
+    return questions, Places([Parts(list(parts)) for parts in by_tower])
 
 
 def _check_tar(tar):
@@ -122,15 +153,17 @@ def _check_tar(tar):
         ) from None
 
 
-def _encode(tar, vision, text, batch_size, workers, tally, title, quiet):
+def _encode(tar, vision, text, batch_size, workers, questions, tally, title, quiet):
     """The tensors of one tar's feature shard. `tally` counts its members."""
-    names, captions, image_of, image = [], [], [], []
+    names, captions, image_of, image, asked, asked_about = [], [], [], [], [], []
+    places = [[] for _ in vision.parts]
 
     def read_frames(sample):
         return open_frames(io.BytesIO(sample.content))
 
     with tqdm(desc=title, unit="", disable=quiet, leave=False) as bar:
-        encoded = encode_ahead(samples(tar, tally), read_frames, vision.parts, batch_size, workers)
+        found = samples(tar, tally, questions)
+        encoded = encode_ahead(found, read_frames, vision.parts, batch_size, workers, questions)
         for sample, rows, error in encoded:
             bar.update()
             if error:
@@ -139,6 +172,12 @@ def _encode(tar, vision, text, batch_size, workers, tally, title, quiet):
                 tally.leave_out(UNDECODABLE, f"{first}: {why}", *others)
                 continue
             tally.read += len(sample.members)
+            if questions:
+                rows, maps = zip(*rows)
+                for kept, one in zip(places, maps):
+                    kept.append(one.half())
+                asked_about += [len(names)] * len(sample.questions)
+                asked += sample.questions
             # Each tower's row is rounded on its own, as in the cache.
             image.append(torch.cat([row.half() for row in rows]))
             image_of += [len(names)] * len(sample.captions)
@@ -146,14 +185,22 @@ def _encode(tar, vision, text, batch_size, workers, tally, title, quiet):
             names.append(sample.name)
         bar.set_description(f"{title}, captions")
         rows_of = _text_rows(captions, text)
-    none = torch.empty(0, 0, dtype=torch.float16)
-    return dict(
-        image=torch.stack(image) if image else none,
-        text=torch.stack([rows_of[caption] for caption in captions]) if captions else none,
+    tensors = dict(
+        image=_stack(image, 0),
+        text=_stack([rows_of[caption] for caption in captions], text.dim),
         image_of=torch.tensor(image_of, dtype=torch.int64),
         names=packed(names),
         captions=packed(captions),
     )
+    if questions:
+        tensors |= {f"places-{i}": _stack(maps, 0, 0) for i, maps in enumerate(places)}
+        tensors |= dict(asked_about=torch.tensor(asked_about, dtype=torch.int64), questions=packed(asked))
+    return tensors
+
+
+def _stack(rows, *shape):
+    """A list of rows as one tensor float16; (0, *shape) for none."""
+    return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=torch.float16)
 
 
 def _text_rows(captions, text):

@@ -10,7 +10,7 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 from glob import glob
-from itertools import groupby
+from itertools import chain, groupby, zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,7 @@ DOTTED = "with a dot in the key, which WebDataset ends at the first dot"
 OTHER = "of other kinds"
 LINK = "links, which tar --dereference --hard-dereference packs as files"
 NOT_A_FILE = "folders, pipes or devices"
+QUESTIONS = "questions (--recipe answer trains on them)"
 # What tarfile raises for damaged headers.
 DAMAGED = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 
@@ -53,16 +54,19 @@ class Sample(NamedTuple):
     name: str  # the .json's "image_name", else the name of the image's member
     content: bytes
     captions: list
+    questions: list  # of (question, answer, type)
     members: list  # the names of those it was read from, the image's first
 
 
 @dataclass
 class Tally:
-    """What became of the members of tars: seen = read + left out."""
+    """What became of the members of tars, seen = read + left out, and which texts in those read are not
+    used."""
 
     seen: int = 0
     read: int = 0
     left_out: dict = field(default_factory=dict)  # {reason: [how many, the names of the first few]}
+    passed_over: dict = field(default_factory=dict)  # {kind of text: how many}
     cut_short: list = field(default_factory=list)  # of each tar that ends early: after which member
 
     def leave_out(self, reason, *names, count=None):
@@ -71,6 +75,11 @@ class Tally:
         named = [*first, *map(printable, names)][:NAMED]
         self.left_out[reason] = [before + (len(names) if count is None else count), named]
 
+    def pass_over(self, kind, count):
+        """Count texts that are not used."""
+        if count:
+            self.passed_over[kind] = self.passed_over.get(kind, 0) + count
+
     def add(self, other):
         """Add the counts of another Tally."""
         self.seen += other.seen
@@ -78,6 +87,8 @@ class Tally:
         self.cut_short += other.cut_short
         for reason, (count, names) in other.left_out.items():
             self.leave_out(reason, *names, count=count)
+        for kind, count in other.passed_over.items():
+            self.pass_over(kind, count)
 
     def __str__(self):
         """'from 2 of 3 members; left out 1: 1 without an image next to it (c.txt)'."""
@@ -90,6 +101,9 @@ class Tally:
             ]
             total = sum(count for count, _ in self.left_out.values())
             found.append(f"left out {total:,}: {'; '.join(reasons)}")
+        if self.passed_over:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.passed_over.items())
+            found.append(f"passed over {kinds}")
         found += [f"cut short or damaged {where}" for where in self.cut_short[:NAMED]]
         if len(self.cut_short) > NAMED:
             found.append(f"{len(self.cut_short):,} tars are cut short or damaged")
@@ -173,49 +187,96 @@ def _why_not_read(member, ending):
     return DOTTED if ending.lower().rpartition(".")[2] in KINDS else OTHER
 
 
-def samples(tar, tally):
+def samples(tar, tally, questions=False):
     """Yield a Sample for each image: neighbouring members with one key, of which one is an image (the last
-    counts). What is not part of one is left out."""
+    counts). What is not part of one is left out; so are questions, without `questions`."""
     for _, members in groupby(members_of(tar, tally), attrgetter("key")):
         by_kind = {}
         for member in members:
             if member.kind in by_kind:
                 tally.leave_out(SECOND, by_kind[member.kind].name)
             by_kind[member.kind] = member
-        if "txt" in by_kind and "json" in by_kind:
+        record = record_of(by_kind.get("json"))
+        asked, odd = questions_of(record)
+        if not questions:
+            tally.pass_over(QUESTIONS, len(asked))
+            asked = []
+        if "txt" in by_kind and "json" in by_kind and not asked:
             tally.leave_out(BESIDE, by_kind.pop("json").name)
         names = [by_kind[kind].name for kind in LIMITS if kind in by_kind]
         try:
-            captions, image_name = captions_of({kind: member.content for kind, member in by_kind.items()})
+            captions, empty = captions_of(by_kind, record, bool(asked))
         except ValueError as error:
             tally.leave_out(str(error), *names)
-        else:
-            yield Sample(image_name or names[0], by_kind["image"].content, captions, names)
+            continue
+        tally.pass_over("questions without a text and an answer", odd)
+        tally.pass_over("empty captions", empty)
+        image_name = record.get("image_name") if "json" in by_kind else None
+        if not isinstance(image_name, str):
+            image_name = names[0]
+        image_name = image_name.encode(errors="backslashreplace").decode()
+        yield Sample(image_name, by_kind["image"].content, captions, asked, names)
 
 
-def captions_of(sample):
-    """(the captions of a sample {kind: content}, the image's name in it or ""). ValueError says why it cannot
-    be used."""
-    if "image" not in sample:
-        raise ValueError(NO_IMAGE)
-    if None in sample.values():
-        raise ValueError(TOO_LARGE)
-    image_name = ""
+def record_of(member):
+    """The object in a .json as a dict; {} for no member, one over its limit, and one without an object."""
     try:
-        if "txt" in sample:
-            captions = [sample["txt"].decode("utf-8-sig")]
+        record = json.loads(member.content) if member and member.content else {}
+    except (ValueError, RecursionError):
+        record = {}
+    return record if isinstance(record, dict) else {}
+
+
+def captions_of(by_kind, record, is_asked):
+    """(the captions of a sample, how many more are empty). `by_kind` is {kind: Member} and `record` the
+    object in its .json. A sample that `is_asked` needs no caption. ValueError says why it cannot be used."""
+    if "image" not in by_kind:
+        raise ValueError(NO_IMAGE)
+    if any(member.content is None for member in by_kind.values()):
+        raise ValueError(TOO_LARGE)
+    try:
+        if "txt" in by_kind:
+            found = [by_kind["txt"].content.decode("utf-8-sig")]
         else:
-            record = json.loads(sample.get("json", "{}"))
-            captions = record["captions"]
-            if isinstance(record.get("image_name"), str):
-                image_name = record["image_name"].encode(errors="backslashreplace").decode()
-        captions = captions if isinstance(captions, list) else []
-        captions = [caption.strip() for caption in captions if caption.strip()]
+            found = record.get("captions", []) if is_asked else record["captions"]
+        found = found if isinstance(found, list) else []
+        captions = [caption.strip() for caption in found if caption.strip()]
         "".join(captions).encode()  # JSON can spell half a character, which no tokenizer accepts
     except UnicodeError:
         raise ValueError("with a caption that is not UTF-8") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (LookupError, AttributeError):
         raise ValueError(NO_CAPTION) from None
-    if not captions:
+    if not captions and not is_asked:
         raise ValueError("with an empty caption")
-    return captions, image_name
+    return captions, len(found) - len(captions)
+
+
+def questions_of(record):
+    """([(question, answer, type), ...], how many entries are no such texts) of the object in a .json.
+
+    {"questions": [{"question": "What is it?", "answer": "a dog", "type": "what"}, ...]}, or the same fields
+    without the list around them, each of which may then be a list. The `type` may be missing, and an answer
+    that is a list is several right ones."""
+    entries = record.get("questions", [])
+    entries = list(entries) if isinstance(entries, list) else [entries]
+    if isinstance(record.get("question"), list):
+        columns = [record.get(name) for name in ("question", "answer", "type")]
+        columns = [column if isinstance(column, list) else [] for column in columns]
+        entries += [dict(zip(("question", "answer", "type"), row)) for row in zip_longest(*columns)]
+    elif "question" in record:
+        entries.append(record)
+    found = list(map(_pairs_of, entries))
+    return list(chain.from_iterable(found)), found.count([])
+
+
+def _pairs_of(entry):
+    """[(question, answer, type), ...] of one question; [] for one that lacks a text."""
+    try:
+        answers = entry["answer"]
+        texts = [entry["question"], *(answers if isinstance(answers, list) else [answers])]
+        question, *answers = [text.strip() for text in texts]
+        kind = (entry.get("type") or "").strip()
+        "".join([question, kind, *answers]).encode()  # as for captions
+    except (LookupError, TypeError, AttributeError, UnicodeError):
+        return []
+    return [(question, answer, kind) for answer in answers] if all([question, *answers]) else []

@@ -61,6 +61,7 @@ def feature_shards(folder, images, captions, per_shard=4_000):
 
     vision, text = VisionEncoder("cpu", PACKAGED), TextEncoder("cpu")
     towers = dict(vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    towers["questions"] = "without"
     image = normalize(torch.randn(per_shard, vision.dim), dim=1).half()
     caption = normalize(torch.randn(per_shard * captions, text.dim), dim=1).half()
     starts = range(0, images, per_shard)
