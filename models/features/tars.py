@@ -104,9 +104,10 @@ class Tally:
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.passed_over.items())
             found.append(f"passed over {kinds}")
-        found += [f"cut short or damaged {where}" for where in self.cut_short[:NAMED]]
-        if len(self.cut_short) > NAMED:
-            found.append(f"{len(self.cut_short):,} tars are cut short or damaged")
+        if self.cut_short:
+            more = ", ..." if len(self.cut_short) > NAMED else ""
+            where = f"{', '.join(self.cut_short[:NAMED])}{more}"
+            found.append(f"{len(self.cut_short):,} cut short or damaged ({where})")
         return "; ".join(found)
 
 

@@ -125,9 +125,10 @@ def test_names_of_strangers_are_printed_without_control_characters(tmp_path, cap
 
 
 def test_tallies_of_several_tars_add_up():
-    one, other = (Tally(5, 3, {"why": [2, ["a", "b"]]}) for _ in range(2))
+    one, other = (Tally(5, 3, {"why": [2, ["a", "b"]]}, {"blanks": 1}, ["t.tar after b"]) for _ in range(2))
     one.add(other)
-    assert str(one) == "from 6 of 10 members; left out 4: 4 why (a, b, a, ...)"
+    said = "from 6 of 10 members; left out 4: 4 why (a, b, a, ...); passed over 2 blanks"
+    assert str(one) == f"{said}; 2 cut short or damaged (t.tar after b, t.tar after b)"
 
 
 def test_every_ending_of_the_formats_is_read():
