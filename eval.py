@@ -13,6 +13,7 @@ Each takes --json FILE for the result as JSON.
 
 import argparse
 import json
+import math
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -38,6 +39,15 @@ def parse(argv):
         "--templates",
         action=switch,
         help="put labels into prompt templates and average (default: for --classes only)",
+    )
+    p.add_argument(
+        "--reject",
+        nargs="?",
+        type=float,
+        const=math.nan,
+        metavar="SCORE",
+        help="say none of these where the best label or answer scores less (without SCORE: where the run was "
+        "right less than nine times in ten on held-out images)",
     )
     add("--classes", help="folder of class folders: zero-shot accuracy and a confusion matrix", metavar="DIR")
     add("--classnames", help="a text file of `folder<TAB>name` lines for --classes", metavar="FILE")
@@ -100,6 +110,7 @@ def parse(argv):
 def answer(args, model):
     """Prediction and scores of each image over the labels."""
     from models.dataset import expand
+    from models.rejection import NONE
     from models.zeroshot import PLAIN, TEMPLATES, class_embeddings, classify
 
     labels = args.labels
@@ -110,14 +121,16 @@ def answer(args, model):
         raise ValueError(f"{args.labels_file}: no labels in it; write one per line")
     classes = class_embeddings(model.encode_text, labels, TEMPLATES if args.templates else PLAIN)  # (C, Dt)
     model.text.release()  # makes room for the image tower
+    least = least_of(args, model, "reject")
     paths, results = expand(args.image), []
     for path in paths:
         scores = classify(model.encode_image(path), classes)[0].tolist()  # C scores
         best = max(range(len(labels)), key=scores.__getitem__)
-        results.append(dict(image=str(path), prediction=labels[best], scores=dict(zip(labels, scores))))
+        found = labels[best] if scores[best] >= least else NONE
+        results.append(dict(image=str(path), prediction=found, scores=dict(zip(labels, scores))))
         if len(paths) > 1:
             print(path)
-        print(f"Prediction: {labels[best]}")
+        print(f"Prediction: {found}")
         print(f"Scores: {[round(score, 4) for score in scores]}")
         for score, label in sorted(zip(scores, labels), reverse=True):
             print(f"  {score:7.4f}  {label}")
@@ -126,24 +139,40 @@ def answer(args, model):
     return results
 
 
+def least_of(args, model, key):
+    """The score below which the best candidate is rejected: minus infinity without --reject."""
+    from models.rejection import least_score
+
+    if args.reject is None:
+        return -math.inf
+    if not math.isnan(args.reject):
+        return args.reject
+    least = least_score(model.record, key, args.run)
+    print(f"--reject: below {least:.2f}, the score from which nine in ten held-out choices were right")
+    return least
+
+
 def ask(args, model):
     """The nearest answer to each question about each image, and the five best."""
     from models.dataset import expand
+    from models.rejection import NONE
 
     candidates = list(dict.fromkeys(args.answers)) if args.answers else None
     paths, results = expand(args.image), []
     model.check_answers()
     familiar = model.familiarity(args.ask).tolist()
+    least = least_of(args, model, "reject_answers")
     for path in paths:
         scores = model.answer_scores(path, args.ask, candidates)[0]  # (K, A)
         names = candidates or list(model.config["answers"])
         for question, row, cosine in zip(args.ask, scores, familiar):
             best = row.argsort(descending=True, stable=True)[:5].tolist()
             ranked = {names[i]: row[i].item() for i in best}
-            results.append(dict(image=str(path), question=question, answer=names[best[0]], scores=ranked))
+            found = names[best[0]] if row[best[0]] >= least else NONE
+            results.append(dict(image=str(path), question=question, answer=found, scores=ranked))
             if len(paths) > 1 or len(args.ask) > 1:
                 print(f"{path}: {question}")
-            print(f"Answer: {names[best[0]]}")
+            print(f"Answer: {found}")
             for answer, score in ranked.items():
                 print(f"  {score:7.4f}  {answer}")
             if cosine < UNLIKE:
@@ -195,7 +224,8 @@ def retrieval(args, model):
     dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
     leave_out_training_images(args, model, dataset, args.csv)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
-    predicted, text, image_of = model.predict(features.image).cpu(), features.text, features.image_of
+    predicted, image_of = model.predict(features.image).cpu(), features.image_of
+    text = model.project_text(features.text).cpu()
     ranks = metrics.ranks(predicted, text, image_of)
     intervals = metrics.intervals(*ranks, image_of)
     rows = baselines(args, model, features, dataset.captions) | {"this model": metrics.summary(*ranks)}
@@ -272,7 +302,7 @@ def hub_banks(args, model):
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
     bank = VisionTextDataset(*where, only=trained_on)
     bank = encode_archive(bank, model.vision, model.text, args.cache, quiet=args.quiet)
-    return dict(image_bank=model.predict(bank.image).cpu(), text_bank=bank.text)
+    return dict(image_bank=model.predict(bank.image).cpu(), text_bank=model.project_text(bank.text).cpu())
 
 
 def classification(args, model):

@@ -18,13 +18,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 # What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind `retrieval`.
+TEXT_HEADS = ("none", "linear", "residual")
 RECIPES = {
     "classic": """--loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0
         --hidden 1024 --members 1 --weight-decay 0.01 --dropout 0 --input-dropout 0
-        --no-standardise --no-group-captions""",
+        --no-standardise --no-group-captions --text-head none""",
     "retrieval": """--loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine --warmup 0.1
         --hidden 2048 --members 3 --weight-decay 0.01 --dropout 0.5 --input-dropout 0.5
-        --standardise --group-captions""",
+        --standardise --group-captions --text-head none""",
 }
 RECIPES["answer"] = RECIPES["retrieval"]  # with --questions
 
@@ -47,6 +48,9 @@ def flags():
     add("--shard-features", default=".cache/shards", help="folder of their features (default %(default)s)")
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
     add("--val-fraction", type=float, default=0.1, help="share of images held out (default %(default)s)")
+    add(
+        "--views", type=int, default=0, help="augmented views of each image to train on (default %(default)s)"
+    )
     add("--cache", default=".cache/features.sqlite", help="file of the towers' outputs (default %(default)s)")
     add = p.add_argument_group("model").add_argument
     add("--vision", default="auto", help="image tower, see docs/towers.md (default: CLIP where possible)")
@@ -55,6 +59,7 @@ def flags():
     add("--members", type=int, help="predictors trained side by side; their mean is the prediction")
     add("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
     add("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
+    add("--text-head", choices=TEXT_HEADS, help="what is trained on the captions' side")
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
     recipe_help = "classic: as documented; retrieval: the best for captions; answer: for questions"
@@ -120,12 +125,13 @@ def build(args, data, device):
     some = data.image[::every].to(device)
     if data.questions:
         known = min(len(data.questions.texts), KNOWN)
-        query = QueryPredictor(*sizes, data.places.shape[2], known, captions=len(data.text) > 0).to(device)
+        has_captions = len(data.text) > 0
+        query = QueryPredictor(*sizes, data.places.shape[2], known, has_captions, args.text_head).to(device)
         asked = data.questions.rows[: len(data.questions.texts)]
         query.standardise(some, data.places, asked)
         predictor, captions = query, query.captions
     else:
-        predictor = captions = Predictor(*sizes).to(device)
+        predictor = captions = Predictor(*sizes, args.text_head).to(device)
     if args.standardise and captions:
         captions.standardise(some)
     start = losses.LOSSES[args.loss]
@@ -166,9 +172,9 @@ def train_epoch(args, data, training, progress, each, process, stop):
         rate = learning_rate(args, progress.epoch * len(batches) + step, args.epochs * len(batches))
         for group in training.optimiser.param_groups:
             group["lr"] = rate
-        loss = objective.loss_of(args, data, training, kind, batch, each, process)
+        loss = objective.loss_of(args, data, training, epoch, kind, batch, each, process)
         value = loss.item()
-        check_finite(value, args, data, kind, batch, epoch, step + 1)
+        objective.check_finite(value, args, data, kind, batch, epoch, step + 1)
         training.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         training.optimiser.step()
@@ -179,48 +185,35 @@ def train_epoch(args, data, training, progress, each, process, stop):
     training.predictor.eval()
     with torch.no_grad():  # no loss shows yet what the last step did
         for kind, batch in dict(batches).items():  # the last batch of each kind
-            value = objective.loss_of(args, data, training, kind, batch, each, process).item()
-            check_finite(value, args, data, kind, batch, epoch, len(batches))
+            value = objective.loss_of(args, data, training, epoch, kind, batch, each, process).item()
+            objective.check_finite(value, args, data, kind, batch, epoch, len(batches))
     return True
-
-
-def check_finite(value, args, data, kind, batch, epoch, step):
-    """ValueError naming the images of a batch whose loss is not finite."""
-    from models.runs import LAST
-
-    if math.isfinite(value):
-        return
-    kept = f"{Path(args.run, LAST)} holds the last good state. " if Path(args.run, LAST).exists() else ""
-    image_of = data.image_of if kind == "captions" else data.questions.image_of
-    files = ", ".join(sorted({data.names[i] for i in image_of[batch].tolist()}))
-    advice = f"{kept}Lower --lr, or look at this batch's files: {files}"
-    raise ValueError(f"loss is {value} at epoch {epoch}, step {step}. {advice}")
 
 
 def validate(args, data, training):
     """(what the log keeps, what the model's record keeps) of the held-out images; ({}, None) without any."""
-    from models import answering, metrics, objective
+    from models import answering, metrics, objective, rejection
 
     if not data.has_held_out:
         return {}, None
-    held_out = data.held_out
+    held_out, predictor = data.held_out, training.predictor
     found, record = {}, dict(dataset=f"{Path(data.source).name}, held out", images=len(held_out.image))
     if len(held_out.text):
-        predicted, image_of, loss = objective.predict_held_out(args, held_out, training)
-        ranks = metrics.ranks(predicted, held_out.text, image_of)
+        predicted, text, image_of, loss = objective.predict_held_out(args, held_out, training)
+        ranks = metrics.ranks(predicted, text, image_of)
         recalls = metrics.summary(*ranks)
-        found |= dict(val_loss=loss) | recalls | metrics.spread(predicted, held_out.text, image_of)
-        record |= dict(captions=len(held_out.text), metrics=recalls)
+        found |= dict(val_loss=loss) | recalls | metrics.spread(predicted, text, image_of)
+        record |= dict(captions=len(text), metrics=recalls)
         record |= dict(interval_95=metrics.intervals(*ranks, image_of))
+        record |= dict(reject=rejection.threshold(*rejection.best_captions(predicted, text, image_of)))
     if held_out.questions and held_out.questions.answers:
         seen = (held_out, list(data.bank), data.answer)
-        for key, predictor in (
-            ("accuracy", training.predictor.answers),
-            ("question_only_accuracy", training.predictor.question_only),
-        ):
-            right = answering.is_right(held_out.questions, answering.choose(predictor, *seen))
-            found[key] = right.mean().item()
+        for key, part in (("question_only_", predictor.question_only), ("", predictor.answers)):
+            chosen, scores = answering.choose(part, *seen)
+            right = answering.is_right(held_out.questions, chosen)
+            found[f"{key}accuracy"] = right.mean().item()
         record |= dict(questions=len(right), accuracy=found["accuracy"])
+        record |= dict(reject_answers=rejection.threshold(scores, right))
     return found, record
 
 

@@ -1,6 +1,6 @@
 """How often the nearest answer is a right one, and the baselines that a model has to beat.
 
-    chosen = choose(predictor, features, bank, answer)          # a list of Q answers
+    chosen, scores = choose(predictor, features, bank, answer)  # a list of Q answers, their cosines (Q,)
     right = is_right(features.questions, chosen)                # (Q,) float64, 0 or 1
     accuracy(right, features.questions)                         # {"accuracy": 0.7, "accuracy_by_type": {...}}
 
@@ -21,19 +21,21 @@ ANNOTATORS = 10  # of a question, in VQAv2 and VizWiz
 
 @torch.no_grad()
 def choose(predictor, features, bank, answer, image_of=None):
-    """The answer of `bank` with the highest cosine for each pair, a list of Q. `predictor` is an
-    AnswerPredictor. `image_of` (Q,) replaces the image of each pair."""
+    """(the answer of `bank` with the highest cosine for each pair, a list of Q; these cosines, (Q,) float32).
+    `predictor` is an AnswerPredictor. `image_of` (Q,) replaces the image of each pair."""
     questions = features.questions
     device = answer.device
     image_of = questions.image_of if image_of is None else image_of
-    chosen = []
+    chosen, scores = [], []
     for pairs in torch.arange(len(image_of)).split(CHUNK):
         inputs = [questions.rows[questions.question_of[pairs]]]
         if predictor.reads_image:
             inputs += [features.image[image_of[pairs]], features.places[image_of[pairs]]]
         predicted = predictor(*(rows.to(device) for rows in inputs))
-        chosen += (predicted @ answer.T).argmax(1).tolist()
-    return [bank[number] for number in chosen]
+        best = (predicted @ answer.T).max(1)
+        chosen += best.indices.tolist()
+        scores.append(best.values.cpu())
+    return [bank[number] for number in chosen], torch.cat(scores)
 
 
 def is_right(questions, chosen):
@@ -99,11 +101,11 @@ def choices(model, features, bank, answer, training_rows):
     found = {}
     if training_rows:
         found["most frequent answer"] = most_frequent(training_rows, questions)
-    found["question only"] = choose(predictor.question_only, features, bank, answer)
+    found["question only"], _ = choose(predictor.question_only, features, bank, answer)
     if images > 1:
         other = derangement(questions.image_of, images)
-        found["mismatched images"] = choose(predictor.answers, features, bank, answer, other)
-    found["this model"] = choose(predictor.answers, features, bank, answer)
+        found["mismatched images"], _ = choose(predictor.answers, features, bank, answer, other)
+    found["this model"], _ = choose(predictor.answers, features, bank, answer)
     return found
 
 

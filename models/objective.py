@@ -7,10 +7,12 @@ of the whole batch.
 """
 
 import math
+from pathlib import Path
 
 import torch
 
 from models import distributed, losses
+from models.runs import LAST
 
 QUESTION_BATCH = 256  # pairs of an image and a question per step
 # Of the pairs, per epoch: answers are learned in 12 passes and captions in 20 (docs/EXPERIMENTS.md).
@@ -41,22 +43,22 @@ def pairs_per_epoch(data):
     return math.ceil(QUESTION_SHARE * len(data.share))
 
 
-def loss_of(args, data, training, kind, batch, each, process):
+def loss_of(args, data, training, epoch, kind, batch, each, process):
     """The loss of a batch, a scalar: the mean over the members of its predictor."""
     if kind == "captions":
-        return _caption_loss(args, data, training, batch, each[kind], process)
+        return _caption_loss(args, data, training, epoch, batch, each[kind], process)
     return _answer_loss(args, data, getattr(training.predictor, kind), batch, each[kind], process)
 
 
-def _caption_loss(args, data, training, captions, each, process):
+def _caption_loss(args, data, training, epoch, captions, each, process):
     """The loss `--loss` of captions (B,) and their images."""
     images, image_of = data.image_of[captions].unique(return_inverse=True)  # each image is predicted once
     mine = process.share(len(images))
     with _precision(args, process):
-        rows = each(data.image[images[mine]], rows=(mine.start, len(images)))  # (share, members * Dt)
+        rows = each(data.seen(images[mine], epoch), rows=(mine.start, len(images)))  # (share, members * Dt)
     predicted = distributed.gather(rows.float(), len(images)).chunk(args.members, dim=1)
     scale = training.log_scale.exp().clamp_max(losses.MAX_SCALE)
-    text = data.text[captions]  # (B, Dt)
+    text = training.predictor.project_text(data.text[captions])  # (B, Dt)
     loss = getattr(losses, args.loss)
     return sum(loss(member, text, image_of, scale, training.bias) for member in predicted) / args.members
 
@@ -90,19 +92,30 @@ def _precision(args, process):
     return torch.autocast(torch.device(process.device).type, torch.bfloat16, enabled=args.bf16)
 
 
+def check_finite(value, args, data, kind, batch, epoch, step):
+    """ValueError naming the images of a batch whose loss is not finite."""
+    if math.isfinite(value):
+        return
+    kept = f"{Path(args.run, LAST)} holds the last good state. " if Path(args.run, LAST).exists() else ""
+    image_of = data.image_of if kind == "captions" else data.questions.image_of
+    files = ", ".join(sorted({data.names[i] for i in image_of[batch].tolist()}))
+    advice = f"{kept}Lower --lr, or look at this batch's files: {files}"
+    raise ValueError(f"loss is {value} at epoch {epoch}, step {step}. {advice}")
+
+
 def predict_held_out(args, held_out, training):
-    """(predictions (N, Dt) of the held-out images that have captions, the one of these N images that each
-    caption describes (M,), the mean loss of the captions)."""
+    """(predictions (N, Dt) of the held-out images that have captions, the embeddings (M, Dt) of these
+    captions, the one of the N images that each describes (M,), their mean loss)."""
     captioned, image_of = held_out.image_of.unique(return_inverse=True)  # an image may have questions alone
-    text = held_out.text
     loss_sum = 0.0
     with torch.no_grad():
-        images = held_out.image[captioned].to(training.log_scale.device)
-        predicted = training.predictor(images).cpu()  # (N, Dt)
+        device = training.log_scale.device
+        predicted = training.predictor(held_out.image[captioned].to(device)).cpu()  # (N, Dt)
+        text = training.predictor.project_text(held_out.text.to(device)).cpu()  # (M, Dt)
         scalars = training.log_scale.exp().cpu(), training.bias.cpu()
         order = torch.randperm(len(text), generator=torch.Generator().manual_seed(0))
         for batch in order.split(args.batch_size):
             images, which = image_of[batch].unique(return_inverse=True)
             loss = getattr(losses, args.loss)(predicted[images], text[batch], which, *scalars)
             loss_sum += loss.item() * len(batch)
-    return predicted, image_of, loss_sum / len(text)
+    return predicted, text, image_of, loss_sum / len(text)

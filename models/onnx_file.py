@@ -4,24 +4,28 @@
     model.encode_image(["a.jpg", image])          # (B, Dt) float32 unit rows
     model.encode_text(["a dog on a beach"])       # (M, Dt) float32 unit rows
 
-`python -m apps.export` writes the file. Its metadata hold the preprocessing of images, and the public config
-and record of the model.
+`python -m apps.export` writes the file. Its metadata hold the preprocessing of images, the parameters of the
+text head, and the public config and record of the model.
 """
 
+import base64
 import json
 from functools import partial
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from models.dataset import check_file
 from models.distributed import choose_device
 from models.files import sha256
+from models.predictor import TEXT_HEADS
 from models.text import TextEncoder
 from models.vision import pixels
 from models.vljepa import VLJEPA
 
-FORMAT = "vl-jepa onnx 2"  # metadata key 'format'; 'config', 'record' and 'preprocess' are JSON
+FORMAT = "vl-jepa onnx 3"  # metadata key 'format'; the values of all other keys are JSON
 WORDS = dict(resize=("shortest", "squash"), interpolation=("bicubic", "bilinear"), margin=("round", "floor"))
 LARGEST = 2**31 - 1  # bytes of a protobuf message, so of one file
 
@@ -39,16 +43,22 @@ class Exported:
         """`device` is that of the text tower; ONNX Runtime stays on the CPU. Raises FileNotFoundError when
         there is no such file; ValueError when it is damaged or foreign, keeps weights in other files, or was
         made with another text tower than the one here."""
-        session, preprocess, self.config, self.record = read(path)
+        session, preprocess, self.config, self.record, text_head = read(path)
         self.recipe = self.config["recipe"]
         self.vision = ExportedTower(path, session, preprocess, self.config["towers"]["vision"]["name"])
         expected = self.config["towers"]["text"]
         self.text = TextEncoder(choose_device(device), expected["name"], download=False)
+        self.text_head = text_head.to(self.text.device)
         if self.text.sha256 != expected["sha256"]:
             raise ValueError(
                 f"{path}: made with the text tower {expected['name']} of SHA-256 {expected['sha256']}, but "
                 f"the one here has {self.text.sha256}; their embeddings do not mix"
             )
+
+    @torch.no_grad()
+    def project_text(self, rows):
+        """As VLJEPA.project_text."""
+        return self.text_head(rows.to(self.text.device))
 
     def predict(self, features, places=None, question=None):
         """(B, Dt) rows of `vision`, on the text tower's device. ValueError when there is a question."""
@@ -137,8 +147,8 @@ def pixels_shape(specs):
 
 
 def read(path):
-    """(session, preprocess, config, record) of a file of `apps.export`. Raises as `Exported` does. Nothing
-    outside the file is read, and its graph is not run before its format is checked."""
+    """(session, preprocess, config, record, text head) of a file of `apps.export`. Raises as `Exported` does.
+    Nothing outside the file is read, and its graph is not run before its format is checked."""
     import onnxruntime
 
     data, metadata = _one_file(path)
@@ -151,14 +161,32 @@ def read(path):
         towers = [config["towers"][kind][key] for kind in ("vision", "text") for key in ("name", "sha256")]
         if not all(isinstance(fact, str) for fact in towers) or not isinstance(config["recipe"], dict):
             raise TypeError("its towers or recipe are malformed")
+        text_head = _text_head(config["predictor"], json.loads(metadata["text_head"]))
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
         shape = pixels_shape(specs)
         if (inputs.name, *inputs.shape[1:], len(outputs.shape)) != ("pixels", *shape, 2):
             raise ValueError(f"it takes {inputs.name} {inputs.shape}, and its metadata describe {shape}")
-    except (*_runtime_errors(), ValueError, LookupError, TypeError, OverflowError) as error:
+    except (
+        *_runtime_errors(),
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise _foreign(path, f"{type(error).__name__}: {_first_line(error)}") from None
-    return session, preprocess, config, record
+    return session, preprocess, config, record, text_head
+
+
+def _text_head(sizes, encoded):
+    """The text head of a predictor of these sizes, from its safetensors in base64."""
+    state = safetensors.torch.load(base64.b64decode(encoded))
+    with torch.device("meta"):
+        head = TEXT_HEADS[sizes.get("text_head", "none")](sizes["text_dim"])
+    head.load_state_dict(state, assign=True)
+    return head.eval().requires_grad_(False)
 
 
 def _one_file(path):

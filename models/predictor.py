@@ -14,6 +14,7 @@ PLACE_WIDTH = 256
 HEADS = 4
 COORDINATES = 5
 KNOWN = 2048  # questions kept to tell unlike ones from
+TEXT_HIDDEN = 1024  # of the residual text head
 
 
 class Predictor(nn.Module):
@@ -23,13 +24,21 @@ class Predictor(nn.Module):
     that standardise the input, zeros and ones until `standardise` is called. In training, `input_dropout` is
     the share of standardised inputs and `dropout` the share of hidden units set to zero. The network is
     replicated `members` times, each with its own weights and its own loss, and the prediction is their mean
-    (docs/EXPERIMENTS.md: worth a point).
+    (docs/EXPERIMENTS.md: worth a point). `text_head`, one of TEXT_HEADS, is trained beside it, and moves the
+    captions that predictions are compared with.
 
     >>> Predictor()(torch.randn(2, 512)).norm(dim=-1)
     tensor([1., 1.], grad_fn=...)"""
 
     def __init__(
-        self, vision_dim=512, text_dim=384, hidden_dim=1024, dropout=0.0, input_dropout=0.0, members=1
+        self,
+        vision_dim=512,
+        text_dim=384,
+        hidden_dim=1024,
+        dropout=0.0,
+        input_dropout=0.0,
+        members=1,
+        text_head="none",
     ):
         super().__init__()
         self.config = dict(
@@ -39,11 +48,18 @@ class Predictor(nn.Module):
             dropout=dropout,
             input_dropout=input_dropout,
             members=members,
+            text_head=text_head,
         )
         self.register_buffer("mean", torch.zeros(vision_dim))
         self.register_buffer("std", torch.ones(vision_dim))
         sizes = (vision_dim, hidden_dim, text_dim, dropout, input_dropout)
         self.members = nn.ModuleList(Member(*sizes) for _ in range(members))
+        self.text_head = TEXT_HEADS[text_head](text_dim)
+
+    def project_text(self, text):
+        """(M, text_dim) unit rows of captions from the text tower -> (M, text_dim) unit rows in the space of
+        the predictions: the same rows without a text head."""
+        return self.text_head(text)
 
     @torch.no_grad()
     def standardise(self, image):
@@ -99,10 +115,11 @@ class QueryPredictor(nn.Module):
         places_dim,
         known=0,
         captions=True,
+        text_head="none",
     ):
         super().__init__()
         sizes = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout)
-        sizes |= dict(input_dropout=input_dropout, members=members)
+        sizes |= dict(input_dropout=input_dropout, members=members, text_head=text_head)
         self.config = sizes | dict(places_dim=places_dim, known=known, captions=captions)
         self.captions = Predictor(**sizes) if captions else None
         self.answers = AnswerPredictor(text_dim, vision_dim, places_dim, dropout, input_dropout, members)
@@ -118,6 +135,10 @@ class QueryPredictor(nn.Module):
     def mean(self):
         """The mean of the training images' features, (vision_dim,)."""
         return self.answers.mean
+
+    def project_text(self, text):
+        """As Predictor.project_text, for captions. Questions and answers stay in the text tower's space."""
+        return self.captions.project_text(text) if self.captions else text
 
     def standardise(self, image, places, questions):
         """Take means and deviations of the inputs from training features: image (N, vision_dim), places
@@ -241,6 +262,32 @@ def coordinates(places):
     return torch.stack([y, x, y * y, x * x, x * y], dim=1).expand(len(places), -1, -1)
 
 
+class LinearHead(nn.Module):
+    """(M, text_dim) -> (M, text_dim) unit rows: one layer, which starts as the identity."""
+
+    def __init__(self, text_dim):
+        super().__init__()
+        self.layer = Linear(text_dim, text_dim)
+        nn.init.eye_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, text):
+        return F.normalize(self.layer(text), dim=-1)
+
+
+class ResidualHead(nn.Module):
+    """(M, text_dim) -> (M, text_dim) unit rows: the text plus what an MLP says of it, at first nothing."""
+
+    def __init__(self, text_dim):
+        super().__init__()
+        self.mlp = Member(text_dim, TEXT_HIDDEN, text_dim, dropout=0.5, input_dropout=0.2)
+        nn.init.zeros_(self.mlp.down.weight)
+        nn.init.zeros_(self.mlp.down.bias)
+
+    def forward(self, text):
+        return F.normalize(text + self.mlp(text * text.shape[1] ** 0.5), dim=-1)
+
+
 class Member(nn.Module):
     """Linear -> GELU -> Linear, with dropout before each layer: (B, vision_dim) -> (B, text_dim)."""
 
@@ -303,3 +350,6 @@ class _Product(torch.autograd.Function):
         to_x = onednn.linear(grad, weight.T) if ctx.needs_input_grad[0] else None
         to_weight = onednn.linear(grad.T, x.T) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, grad.sum(0)
+
+
+TEXT_HEADS = dict(none=lambda text_dim: nn.Identity(), linear=LinearHead, residual=ResidualHead)

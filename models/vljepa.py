@@ -126,9 +126,17 @@ class VLJEPA(nn.Module, ModelHubMixin):
     def device(self):
         return self.predictor.mean.device
 
+    @torch.no_grad()
     def encode_text(self, texts):
-        """M texts -> (M, Dt) float32 unit rows."""
-        return self.text.encode([texts] if isinstance(texts, str) else texts)
+        """M captions or labels -> (M, Dt) float32 unit rows, in the space of `encode_image`."""
+        rows = self.text.encode([texts] if isinstance(texts, str) else texts)
+        return self.project_text(rows)
+
+    @torch.no_grad()
+    def project_text(self, rows):
+        """(M, Dt) unit rows of the text tower on any device -> (M, Dt) on the model's: the embeddings that
+        predictions are compared with. Without a text head they are the same rows."""
+        return self.predictor.project_text(rows.to(self.device))
 
     def classify(self, image, labels):
         """The cosine score of each label, (C,) float32, for one image."""
@@ -149,8 +157,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
         ValueError for a run that was trained without questions."""
         self.check_answers()
         image, places = _features(self.vision, [images] if _is_one(images) else images, places=True)
-        asked = self.encode_text(questions)  # (K, Dt)
-        answers = self.encode_text(list(candidates)) if candidates else self._answers
+        asked = self._plain_text(questions)  # (K, Dt)
+        answers = self._plain_text(list(candidates)) if candidates else self._answers
         b, k = len(image), len(asked)
         predicted = self.predict(
             image.repeat_interleave(k, 0), places.repeat_interleave(k, 0), asked.repeat(b, 1)
@@ -162,7 +170,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
         are a square grid, row by row, over what the image tower sees. Raises as `answer_scores` does."""
         self.check_answers()
         _, places = _features(self.vision, [image], places=True)
-        asked = self.encode_text(questions).to(self.device)
+        asked = self._plain_text(questions).to(self.device)
         with torch.no_grad():
             places = places.to(self.device).expand(len(asked), -1, -1)
             return self.predictor.answers.attention(asked, places).cpu()
@@ -176,11 +184,15 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @cached_property
     def _answers(self):
         """(A, Dt): the embeddings of the answers it was trained on."""
-        return self.encode_text(list(self.config["answers"]))
+        return self._plain_text(list(self.config["answers"]))
+
+    def _plain_text(self, texts):
+        """(K, Dt) unit rows of questions or answers, which pass by the text head."""
+        return self.text.encode([texts] if isinstance(texts, str) else texts)
 
     def familiarity(self, questions):
         """(K,) float32: the cosine of each question with the nearest one that it was trained on."""
-        return (self.encode_text(questions).to(self.device) @ self.predictor.known.T).amax(1)
+        return (self._plain_text(questions).to(self.device) @ self.predictor.known.T).amax(1)
 
     def training_questions(self):
         """The rows of the questions file about the images it was trained on. ValueError when they are not
@@ -196,11 +208,16 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @cached_property
     def identity(self):
         """A hex digest of all that an embedding depends on: the predictor and both towers."""
-        digest = hashlib.sha256(repr([self.config["predictor"], self.vision.key, self.text.key]).encode())
-        for name, value in self.predictor.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        facts = [self.config["predictor"], self.vision.key, self.text.key]
+        return _digest(facts, self.predictor.state_dict())
+
+    @cached_property
+    def text_space(self):
+        """A hex digest of what `encode_text` depends on: the SHA-256 of the text tower, with a text head also
+        its parameters."""
+        state = self.predictor.state_dict()
+        head = {name: value for name, value in state.items() if "text_head." in name}
+        return _digest([self.text.sha256], head) if head else self.text.sha256
 
     @property
     def recipe(self):
@@ -225,7 +242,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
         shards are not there any more."""
         recipe = self.recipe
         if recipe["shards"] and self._private:
-            return _shard_captions(recipe, self.config["data"])
+            texts, rows = _shard_captions(recipe, self.config["data"])
+            return texts, self.project_text(rows).cpu()
         trained_on = self.trained_on
         if not Path(recipe["csv"]).is_file():
             raise ValueError(
@@ -239,7 +257,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
             raise ValueError(
                 f"{recipe['csv']}: holds none of the images it was trained on, so the file has changed"
             )
-        return texts, encode_texts(texts, self.text, cache, quiet=True)
+        return texts, self.project_text(encode_texts(texts, self.text, cache, quiet=True)).cpu()
 
     def held_out(self, csv=None, images=None, image_column=None, caption_column=None, skip_bad=None):
         """The VisionTextDataset of the images it was not trained on; what is None is taken from the
@@ -277,7 +295,17 @@ def _predictor(weights, config, folder):
     return predictor
 
 
+def _digest(facts, state):
+    """The SHA-256 of some facts and of the tensors {name: tensor} of a module, 64 hex digits."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _shard_captions(recipe, data):
+    """(the distinct captions, (M, Dt) unit rows of the text tower) of the feature shards of a run."""
     names = list(expand(recipe["shards"])) if Path(recipe["shard_features"]).is_dir() else []
     if not names:
         raise ValueError(f"{recipe['shard_features']}: the feature shards it was trained on are not there")

@@ -25,7 +25,7 @@ from models.vljepa import VLJEPA
 from tests.conftest import ROOT, Run, make_shapes, write_csv
 
 RETRIEVAL = """--loss info_nce --dropout 0.5 --input-dropout 0.3 --standardise --group-captions
-    --weight-decay 0.1""".split()
+    --weight-decay 0.1 --text-head residual --views 1""".split()
 SMALL = "--device cpu --hidden 16 --batch-size 8 --epochs 2 --lr 3e-3 --val-fraction 0.25".split()
 
 
@@ -139,7 +139,9 @@ def test_logged_metrics_are_those_of_the_saved_predictor(archive, four, tmp_path
     runs.save_model(tmp_path / "run", predictor, dict(epoch=4, history=[], held_out=None))
     model = VLJEPA.load(tmp_path / "run")
     features = encode_archive(model.held_out(), model.vision, model.text, archive.cache, quiet=True)
-    expected = metrics.retrieval(model.predict(features.image), features.text, features.image_of)
+    text = model.project_text(features.text)
+    assert not torch.equal(text, features.text)
+    expected = metrics.retrieval(model.predict(features.image), text, features.image_of)
     assert facts["history"][-1].items() >= expected.items()
 
 

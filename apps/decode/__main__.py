@@ -82,7 +82,7 @@ def train(args, model):
     captions, embeddings = model.captions(args.cache)
     torch.manual_seed(args.seed)
     shape = {name: getattr(args, name) for name in SHAPE}
-    decoder = Decoder.build(captions, embeddings, model.text.sha256, **shape).to(model.device)
+    decoder = Decoder.build(captions, embeddings, model.text_space, **shape).to(model.device)
     size = sum(p.numel() for p in decoder.parameters())
     print(
         f"{len(captions)} captions, {size / 1e6:.1f} million parameters, {decoder.config['vocab']} tokens",
@@ -114,7 +114,7 @@ def load_decoder(args, model):
 
     folder = Path(args.run, "decoder")
     if folder.exists():
-        return Decoder.load(folder, model.device, model.text.sha256)
+        return Decoder.load(folder, model.device, model.text_space)
     hint = f"python -m apps.decode train --run {args.run}"
     print(f"decode: no decoder in {folder}, so captions are only found, not written; {hint}", file=sys.stderr)
     return None

@@ -1,8 +1,10 @@
 """A trained model as one ONNX graph: written, quantised, and compared with torch."""
 
+import base64
 import json
 
 import onnx
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -42,7 +44,11 @@ def noise(model, batch):
 def metadata(model):
     """What the file holds beside its graph. All of it is public."""
     specs = [part.pixel_spec for part in model.vision.parts]
-    return dict(preprocess=specs, config=model.config, record=model.record, identity=model.identity)
+    captions = model.predictor.parts().get("captions")
+    head = captions.text_head.state_dict() if captions else {}
+    encoded = base64.b64encode(safetensors.torch.save(head)).decode()
+    public = dict(preprocess=specs, config=model.config, record=model.record, identity=model.identity)
+    return public | dict(text_head=encoded)
 
 
 def write(model, path):

@@ -11,6 +11,7 @@ from .frames import open_frames
 from .images import FORMATS, MAX_PIXELS, check_file, expand, image_path, open_image, upright_rgb
 from .rewordings import reworded
 from .rows import Row, read_questions, read_rows
+from .views import random_view
 
 __all__ = [
     "FORMATS",
@@ -22,6 +23,7 @@ __all__ = [
     "image_path",
     "open_frames",
     "open_image",
+    "random_view",
     "read_questions",
     "read_rows",
     "reworded",

@@ -15,21 +15,24 @@ import torch.nn.functional as F
 PLACES_DIM = 320  # numbers of a place at most: 31 kB per image of 7 x 7 places
 
 
-def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False):
+def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False, squash=False):
     """Yield (item, rows, error) for each item, in order.
 
     `read(item)` gives the item's frames, a list of RGB PIL images, and is called from `workers` threads
     (default: one per core); the OSError or ValueError that it raises is yielded as `error`. An image is one
     frame. The row of several frames is the mean of their rows, scaled to norm 1. With `places`, a row is a
-    pair (row, places (P, Dp)), whose places are the mean over the frames. Towers see about `batch_size`
-    frames at a time. Raises ValueError for a tower that gives rows without norm 1."""
+    pair (row, places (P, Dp)), whose places are the mean over the frames. With `squash`, a tower sees the
+    whole frame and not its middle. Towers see about `batch_size` frames at a time. Raises ValueError for a
+    tower that gives rows without norm 1."""
+
+    prepares = [tower.squash if squash else tower.preprocess for tower in towers]
 
     def pixels(item):
         try:
             frames = read(item)
             if not frames:
                 raise ValueError("no frames in it")
-            return [_clip([tower.preprocess(frame) for frame in frames]) for tower in towers], None
+            return [_clip([prepare(frame) for frame in frames]) for prepare in prepares], None
         except (OSError, ValueError) as error:
             return None, error
 

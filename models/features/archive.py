@@ -1,12 +1,13 @@
 """Images and texts through the towers, with the feature cache in between."""
 
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from models.dataset import check_file, open_frames
+from models.dataset import check_file, open_frames, random_view
 from models.files import sha256, stamp
 
 from .ahead import encode_ahead
@@ -23,6 +24,7 @@ class Features(NamedTuple):
     image_of: torch.Tensor  # (M,) int64
     questions: Questions | None = None
     places: Places | None = None  # (N, P, Dp), local features of each image
+    views: torch.Tensor | None = None  # (N, K, Dv) float16, of augmented views of each image
 
     def of(self, images):
         """The features of some images (a bool mask (N,)) and their texts and questions, renumbered."""
@@ -33,6 +35,7 @@ class Features(NamedTuple):
             (images.cumsum(0) - 1)[self.image_of[texts]],
             None if self.questions is None else self.questions.of(images),
             None if self.places is None else self.places[images],
+            None if self.views is None else self.views[images],
         )
 
 
@@ -58,9 +61,11 @@ def encode_archive(
     workers=None,
     quiet=False,
     places=False,
+    views=0,
 ):
-    """Features of a VisionTextDataset, with `places` also the local features of its images. Images that do
-    not decode are reported together, before any tower runs.
+    """Features of a VisionTextDataset, with `places` also the local features of its images, and with `views`
+    those of that many augmented views of each. Images that do not decode are reported together, before any
+    tower runs.
 
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
@@ -89,6 +94,7 @@ def encode_archive(
                 error = unread.get(path) or damaged.get(digest) or f"{path}: changed meanwhile"
                 raise ValueError(f"{dataset.where(i)}: {error}; run the same command again")
         digests = [file.digest for file in files]
+        more = _views(store, files, vision, views, (batch_size, workers, quiet)) if views else None
 
         def encode(texts):
             return _text_rows(store, texts, text, quiet)
@@ -101,6 +107,7 @@ def encode_archive(
             if dataset.question_rows
             else None,
             _places(store, vision, digests) if places else None,
+            more,
         )
 
 
@@ -152,7 +159,7 @@ def _readable(store, paths, workers):
     return files, errors
 
 
-def _encode_missing(store, files, vision, batch_size, workers, quiet, places=False):
+def _encode_missing(store, files, vision, batch_size, workers, quiet, places=False, view=0):
     """(blobs, unread, damaged) for a list of File: {key: blob} of all rows, {path: error} of files that
     cannot be read or changed meanwhile, {digest: error} of content that does not decode.
 
@@ -160,7 +167,7 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet, places=Fal
     the next copy of it is tried."""
     blobs, unread, damaged = {}, {}, {}
     for tower in vision.parts:
-        keys = {file.digest: row_key(tower, file.digest) for file in files}
+        keys = {file.digest: row_key(tower, file.digest, view) for file in files}
         found = store.fetch(keys.values())
         blobs |= found
         known = {digest for digest, key in keys.items() if key in found}
@@ -172,7 +179,7 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet, places=Fal
                 copies.setdefault(file.digest, []).append(file)
         while copies:
             first = [same.pop(0) for same in copies.values()]
-            for batch in _encoded_batches(first, tower, batch_size, workers, quiet, places):
+            for batch in _encoded_batches(first, tower, batch_size, workers, quiet, places, view):
                 good = {}  # {digest: what encode_ahead gives}
                 for file, row, error in batch:
                     if isinstance(error, OSError) or not _still_is(file):
@@ -183,12 +190,12 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet, places=Fal
                         damaged[file.digest] = str(error)
                     else:
                         good[file.digest] = row[0]
-                blobs |= _store(store, tower, good, places)
+                blobs |= _store(store, tower, good, places, view)
             copies = {digest: same for digest, same in copies.items() if same}
     return blobs, unread, damaged
 
 
-def _store(store, tower, good, places):
+def _store(store, tower, good, places, view):
     """Store what `encode_ahead` gave for {digest: row, or with `places` (row, places)}. Returns the blobs."""
     if not good:
         return {}
@@ -196,20 +203,24 @@ def _store(store, tower, good, places):
     if places:
         rows, maps = zip(*rows)
         put_places(store, tower, list(good), torch.stack(maps))
-    return store.put([row_key(tower, digest) for digest in good], torch.stack(rows))
+    return store.put([row_key(tower, digest, view) for digest in good], torch.stack(rows))
 
 
-def _encoded_batches(files, tower, batch_size, workers, quiet, places):
+def _encoded_batches(files, tower, batch_size, workers, quiet, places, view):
     """Yield what `encode_ahead` gives for these files, in lists of `batch_size`, under a progress bar."""
-    with _bar(len(files), f"images, {tower.name}", quiet) as bar:
-        encoded = encode_ahead(files, _frames_of, (tower,), batch_size, workers, places)
+    what = f"view {view}" if view else "images"
+    with _bar(len(files), f"{what}, {tower.name}", quiet) as bar:
+        read = partial(_frames_of, view=view)
+        encoded = encode_ahead(files, read, (tower,), batch_size, workers, places, squash=view > 0)
         while batch := list(islice(encoded, batch_size)):
             yield batch
             bar.update(len(batch))
 
 
-def _frames_of(file):
-    return open_frames(file.path)
+def _frames_of(file, view):
+    """The frames of a file, or with a `view` over 0 that random view of each."""
+    frames = open_frames(file.path)
+    return [random_view(frame, f"{file.digest.hex()}/{view}") for frame in frames] if view else frames
 
 
 def _still_is(file):
@@ -224,10 +235,26 @@ def _is_stored(store, vision, digest):
     return all(row_key(tower, digest) in store for tower in vision.parts)
 
 
-def _rows(store, vision, digests, blobs):
+def _views(store, files, vision, count, options):
+    """(N, count, Dv) float16 unit rows of `count` augmented views of each file, which all decode."""
+    found = None
+    digests = [file.digest for file in files]
+    for view in range(1, count + 1):
+        blobs, unread, _ = _encode_missing(store, files, vision, *options, view=view)
+        if unread:
+            raise ValueError(f"{min(unread.values())}; run the same command again")
+        rows = _rows(store, vision, digests, blobs, view)
+        if found is None:
+            found = torch.empty(len(files), count, rows.shape[1], dtype=torch.float16)
+        found[:, view - 1] = rows
+    return found
+
+
+def _rows(store, vision, digests, blobs, view=0):
     """(len(digests), Dv) unit rows: the rows of the parts side by side."""
     columns = [
-        to_tensor([blobs[row_key(tower, digest)] for digest in digests], store.path) for tower in vision.parts
+        to_tensor([blobs[row_key(tower, digest, view)] for digest in digests], store.path)
+        for tower in vision.parts
     ]
     return _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from models import distributed
 from models.dataset import VisionTextDataset, read_questions, read_rows, split_by_image
@@ -22,13 +23,15 @@ log = logging.getLogger(__name__)
 @dataclass
 class Data:
     """The features to train on, on the device (in feature shards: on the disk), and the held-out ones.
-    Without questions, `places` and `questions` are None and the rest is empty."""
+    Without questions, `places` and `questions` are None and the rest is empty; without --views, `views` is
+    None."""
 
     source: str  # the CSV or the pattern of tars
     digest: str  # of the rows, or of tars and towers
     image: torch.Tensor | Rows  # (N, Dv)
     text: torch.Tensor | Rows  # (M, Dt)
     image_of: torch.Tensor  # (M,)
+    views: torch.Tensor | None  # (N, K, Dv) float16
     names: list  # of the N images
     held_out: Features  # on the CPU
     places: Places | None  # (N, P, Dp)
@@ -41,6 +44,16 @@ class Data:
     @property
     def has_held_out(self):
         return len(self.held_out.image) > 1
+
+    def seen(self, images, epoch):
+        """(B, Dv) float32 rows of images (B,), as an epoch sees them: of the image or of one of its K views,
+        another in each epoch."""
+        rows = self.image[images]
+        if self.views is None:
+            return rows
+        view = (images + epoch) % (self.views.shape[1] + 1)
+        other = F.normalize(self.views[images, view - 1].float(), dim=1)
+        return torch.where(view[:, None] > 0, other, rows)
 
 
 def load_data(args, vision, text, process):
@@ -61,8 +74,9 @@ def load_data(args, vision, text, process):
         image, captions = image.to(process.device), captions.to(process.device)
     names = [name for name in names if name not in held_out_names]
     image_of = train.image_of.to(process.device)
+    views = None if train.views is None else train.views.to(process.device)
     asked = _answers(args, train, text, process.device)
-    return Data(source, digest, image, captions, image_of, names, held_out, train.places, *asked)
+    return Data(source, digest, image, captions, image_of, views, names, held_out, train.places, *asked)
 
 
 def _answers(args, train, text, device):
@@ -78,7 +92,7 @@ def _answers(args, train, text, device):
 
 def _load_csv(args, vision, text, process):
     """(Features, image names, digest of the rows). Each process encodes its share into the cache first."""
-    options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions))
+    options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions), args.views)
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
         mine = _dataset(args, skip_bad=True)

@@ -79,6 +79,11 @@ class Tower:
         """PIL RGB -> pixels (3, S, S) float32. It can be pickled, for the workers of a DataLoader."""
         return pixels.preprocessing(self.pixel_spec)
 
+    @cached_property
+    def squash(self):
+        """As `preprocess`, but of the whole image, squashed to the shape of the input, not of its middle."""
+        return pixels.preprocessing(self.pixel_spec | dict(resize="squash", scale=self.pixel_spec["size"]))
+
     @property
     def pixels_shape(self):
         """The shape of what `preprocess` returns."""

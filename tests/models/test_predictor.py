@@ -135,3 +135,22 @@ def test_dropout_of_some_rows_is_that_part_of_the_whole_mask():
         torch.manual_seed(0)
         parts.append(dropout(x[start:stop], 0.5, training=True, rows=(start, 10)))
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("kind", ["linear", "residual"])
+def test_text_head_starts_as_the_identity_and_learns(kind):
+    torch.manual_seed(0)
+    predictor = Predictor(8, 12, text_head=kind).eval()
+    text = F.normalize(torch.randn(5, 12), dim=1)
+    torch.testing.assert_close(predictor.project_text(text), text)
+    optimiser = torch.optim.SGD(predictor.parameters(), lr=1.0)
+    predictor.project_text(text)[:, 0].sum().backward()
+    optimiser.step()
+    moved = predictor.project_text(text)
+    torch.testing.assert_close(moved.norm(dim=1), torch.ones(5))
+    assert (moved[:, 0] < text[:, 0]).all()
+
+
+def test_without_a_text_head_text_is_left_alone():
+    text = torch.randn(5, 12)
+    assert Predictor(8, 12).project_text(text) is text

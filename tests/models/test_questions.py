@@ -231,14 +231,16 @@ def test_choose_equals_the_naive_loop(asked, tmp_path, query):
     features = encode(asked, tmp_path / "f.sqlite")
     bank = list(features.questions.bank())
     answer = Letters().encode(bank)
-    chosen = answering.choose(query.answers, features, bank, answer)
+    chosen, scores = answering.choose(query.answers, features, bank, answer)
     questions = features.questions
     for i, found in enumerate(chosen):
         image = questions.image_of[i : i + 1]
         question = questions.rows[questions.question_of[i]][None]
         with torch.no_grad():
             predicted = query(features.image[image], features.places[image], question)
-        assert found == bank[int((predicted @ answer.T).argmax())]
+        cosines = (predicted @ answer.T)[0]
+        assert found == bank[int(cosines.argmax())]
+        torch.testing.assert_close(scores[i], cosines.max())
 
 
 def test_official_accuracies_need_the_answers_of_their_data_sets(asked, tmp_path):

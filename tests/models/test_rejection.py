@@ -1,0 +1,58 @@
+"""models/rejection.py, against a naive loop."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.metrics import FEW
+from models.rejection import PRECISION, best_captions, least_score, threshold
+
+
+def naive(scores, right):
+    """The lowest score from which PRECISION of FEW or more choices are right, or None."""
+    found = []
+    for least in scores:
+        kept = [hit for score, hit in zip(scores, right) if score >= least]
+        if len(kept) >= FEW and sum(kept) >= PRECISION * len(kept):
+            found.append(least)
+    return min(found, default=None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("decimals", [1, 6])  # with one decimal many scores are equal
+def test_threshold_is_that_of_the_naive_loop(seed, decimals):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(200, generator=generator, dtype=torch.double).round(decimals=decimals)
+    right = torch.rand(200, generator=generator) < scores.clamp_min(0.5) + 0.2
+    found = threshold(scores, right)
+    assert found["threshold"] == naive(scores.tolist(), right.tolist())
+    assert found["threshold"] is not None
+    assert found["kept"] == (scores >= found["threshold"]).sum() and found["of"] == 200
+    last = found["curve"][-1]
+    assert last[0] == pytest.approx(scores.min().item(), abs=1e-4)
+    assert last[1] == pytest.approx(right.double().mean().item(), abs=1e-4) and last[2] == 1
+
+
+def test_there_is_no_threshold_for_wrong_or_few_choices():
+    scores = torch.linspace(0, 1, 100)
+    assert threshold(scores, torch.zeros(100, dtype=torch.bool))["threshold"] is None
+    few = threshold(scores[: FEW - 1], torch.ones(FEW - 1, dtype=torch.bool))
+    assert few["threshold"] is None and few["of"] == FEW - 1
+
+
+def test_best_caption_is_that_of_the_whole_product():
+    torch.manual_seed(0)
+    predicted, text = F.normalize(torch.randn(30, 8), dim=1), F.normalize(torch.randn(60, 8), dim=1)
+    image_of = torch.arange(60) % 30
+    scores, right = best_captions(predicted, text, image_of, chunk=7)
+    every = predicted @ text.T
+    torch.testing.assert_close(scores, every.amax(1))
+    assert right.tolist() == [image_of[every[i].argmax()] == i for i in range(30)]
+
+
+def test_least_score_of_a_record_without_one_says_why():
+    assert least_score(dict(held_out=dict(reject=dict(threshold=0.5))), "reject", "run") == 0.5
+    with pytest.raises(ValueError, match="run: trained without held-out.*--reject 0.4"):
+        least_score(dict(held_out=None), "reject", "run")
+    with pytest.raises(ValueError, match="run: at no score.*of its 30"):
+        least_score(dict(held_out=dict(reject=threshold(torch.rand(30), torch.zeros(30)))), "reject", "run")
