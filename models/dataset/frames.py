@@ -6,13 +6,17 @@ open_frames("photo.jpg")                                        # a list of imag
 """
 
 import itertools
-import os
 from pathlib import Path
 
-from .images import check_file, open_image
+from PIL import Image, UnidentifiedImageError
 
-MAX_HOLD = 3600.0  # seconds one frame may last; more is a broken clock, and would give millions of copies
+from .images import DECODE_ERRORS, MAX_PIXELS, check_file, open_image, upright_rgb
+from .video import UNDECODABLE, Report, intervals, length
+
 SLACK = 1e-6  # seconds; FFmpeg's clock ticks in microseconds, so closer times are the same
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # image formats that hold animations; Pillow reads them
+# Browsers and FFmpeg show a frame of 10 ms or less for 100 ms: it stands for "as fast as you can".
+SHORTEST, INSTEAD = 0.010, 0.100
 
 
 def open_frames(source):
@@ -26,21 +30,25 @@ def every(step):
     return (i * step for i in itertools.count())
 
 
-def read_frames(path, times):
-    """Yield (time, upright RGB PIL image): the frame of a video on screen at each of `times`, until it ends.
+def read_frames(path, times, skip_bad=False, report=None):
+    """Yield (time, RGB PIL image as players show it): the frame of a video or of an animated image on screen
+    at each of `times`, until it ends.
 
     `times` are ascending, in seconds from the first frame. Frames are found by their timestamps, so a
     variable frame rate is right. The file is decoded once, and only the frames asked for are converted.
-    Raises FileNotFoundError, and ValueError for a file that is no video, has no frames, is damaged or ends
-    early."""
+    `report` (a models.dataset.video.Report) is filled in while reading. Raises FileNotFoundError, and
+    ValueError for a file that is no video, has no frames, is damaged or ends early; with `skip_bad` the
+    damaged frames are left out and counted."""
+    report = Report() if report is None else report
     times = iter(times)
     due = next(times, None)
-    for end, frame in _intervals(path):
-        while due is not None and due + SLACK < end:
-            yield due, _upright(frame)
-            due = next(times, None)
-        if due is None:
-            return
+    with open(check_file(path), "rb") as file:
+        for end, show in _intervals(file, path, report, skip_bad):
+            while due is not None and due + SLACK < end:
+                yield due, show()
+                due = next(times, None)
+            if due is None:
+                return
 
 
 def duration(path):
@@ -50,69 +58,47 @@ def duration(path):
     if not Path(path).is_file():
         return None
     try:
-        with av.open(os.path.abspath(path)) as video:
-            return video.duration / av.time_base if video.duration else None
+        with open(path, "rb") as file:
+            return length(file)
     except (OSError, av.error.FFmpegError):
         return None
 
 
-def _intervals(path):
-    """Yield (end, frame): every decoded frame of a video, and when the next one replaces it, in seconds from
-    the first frame. Raises as `read_frames` does."""
-    import av
-
-    path = check_file(path)
-    start = shown = None
+def _intervals(file, name, report, skip_bad):
+    """The intervals of a video or an animated image, see models.dataset.video."""
     try:
-        with av.open(os.path.abspath(path)) as video:  # FFmpeg takes a relative "a:b.mp4" for a protocol
-            stream = _first_stream(video, path)
-            for frame in video.decode(stream):
-                if frame.time is None:
-                    remedy = f"copy it into a container that has them: ffmpeg -i {path} -c copy video.mp4"
-                    raise ValueError(f"{path}: its frames have no timestamps; {remedy}")
-                if shown is None:
-                    start = frame.time
-                elif frame.time - shown.time > MAX_HOLD:
-                    jump = f"from {shown.time - start:.1f} s to {frame.time - start:.1f} s"
-                    raise ValueError(
-                        f"{path}: its clock jumps {jump}; convert it: ffmpeg -i {path} video.mp4"
-                    )
-                else:
-                    yield frame.time - start, shown
-                shown = frame
-            if shown is None:
-                raise ValueError(f"{path}: not one frame can be decoded")
-            end = shown.time - start + float((shown.duration or 1) * shown.time_base)
-            length = float((stream.duration or 0) * stream.time_base)
-            if length - end > 1:
-                remedy = f"keep what is there: ffmpeg -i {path} video.mp4"
-                raise ValueError(
-                    f"{path}: cut off or damaged, it ends at {end:.1f} s of {length:.1f} s; {remedy}"
-                )
-            yield end, shown
-    except av.error.FFmpegError as error:
-        where = "cannot be read as a video"
-        if shown is not None:
-            where = f"damaged after {shown.time - start:.1f} s"
-        remedy = f"if a player shows it, convert it: ffmpeg -i {path} video.mp4"
-        raise ValueError(f"{path}: {where} ({error.strerror}); {remedy}") from None
+        image = Image.open(file, formats=ANIMATED)
+    except UnidentifiedImageError:
+        file.seek(0)
+        yield from intervals(file, name, report, skip_bad)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{name}: cannot be read as an animated image ({error})") from None
+    else:
+        yield from _animation(image, name, report, skip_bad)
 
 
-def _first_stream(video, path):
-    """The first video stream of an open PyAV container. ValueError when it has none."""
-    import av
-
-    cover = av.stream.Disposition.attached_pic  # a song's cover art is a video stream of one frame
-    streams = [stream for stream in video.streams.video if not stream.disposition & cover]
-    if not streams:
-        found = ", ".join(stream.type for stream in video.streams) or "nothing"
-        raise ValueError(f"{path}: it has no frames, only: {found}")
-    streams[0].thread_type = "AUTO"  # several threads decode it
-    return streams[0]
-
-
-def _upright(frame):
-    image = frame.to_image()
-    if not frame.rotation:
-        return image
-    return image.rotate(frame.rotation, expand=True)  # both count degrees counter-clockwise
+def _animation(image, name, report, skip_bad):
+    """Yield (end, show) of each frame of an open animated PIL image."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {image.width} x {image.height} pixels are over the limit of {MAX_PIXELS:,}"
+        )
+    hidden = getattr(image, "default_image", False)  # of an APNG: for readers that know no animations
+    for number in range(int(hidden), getattr(image, "n_frames", 1)):
+        report.seen += 1
+        try:
+            image.seek(number)
+            image.load()
+            frame = upright_rgb(image)
+        except DECODE_ERRORS as error:
+            if not skip_bad:
+                remedy = "leave out what is damaged with --skip-bad"
+                raise ValueError(f"{name}: damaged after {report.end:.1f} s ({error}); {remedy}") from None
+            report.left_out[UNDECODABLE] += 1
+            continue
+        report.decoded += 1
+        seconds = image.info.get("duration", 0) / 1000
+        report.end += seconds if seconds > SHORTEST else INSTEAD
+        yield report.end, frame.copy
+    if report.decoded == 0:
+        raise ValueError(f"{name}: not one frame can be decoded")
