@@ -92,7 +92,7 @@ def make_videos(args, model, dataset):
         for shots in tqdm(plans, desc="videos", unit="", disable=args.quiet):
             used = [next(unused) for _ in shots]
             make(path, [open_image(image_path(args.images, name)) for name in used], shots)
-            times, rows, _ = whole_video(path, model.encode_image, args.every, quiet=True)
+            times, rows = whole_video(path, model.encode_image, args.every, quiet=True)
             ends = [shot.end for shot in shots[:-1]]
             videos.append((rows, [used[int(np.searchsorted(ends, time, side="right"))] for time in times]))
     frames = sum(len(rows) for rows, _ in videos)

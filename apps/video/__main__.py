@@ -49,6 +49,9 @@ def parse(argv):
     add("--every", type=at_least(0.01), default=0.5, help="seconds between frames (default %(default)s)")
     change_help = "how different neighbouring segments are at least (default %(default)s; Ward distance)"
     add("--change", type=at_least(0), default=CHANGE, help=change_help)
+    flag = argparse.BooleanOptionalAction
+    bad_help = "leave out frames that are damaged, and count them, instead of stopping there"
+    add("--skip-bad", action=flag, default=False, help=bad_help)
     commands = p.add_subparsers(dest="command", required=True)
 
     c = commands.add_parser("embed", parents=[look], help="save the embeddings of a video and its frames")
@@ -60,7 +63,6 @@ def parse(argv):
     how = c.add_mutually_exclusive_group()
     how.add_argument("--segments", type=int, help="number of segments (default: as --change cuts)")
     how.add_argument("--uniform", type=at_least(0.01), help="one segment every N seconds", metavar="N")
-    flag = argparse.BooleanOptionalAction
     how.add_argument("--stream", action=flag, default=False, help="decide as frames arrive, as from a camera")
     add = c.add_argument
     decode_help = "decode a segment's mean embedding, or its middle frame's (default %(default)s)"
@@ -97,11 +99,11 @@ def parse(argv):
     return args
 
 
-def whole_video(args, model):
-    """(times, rows (F, Dt), end) of the video, see apps.video.watch."""
+def whole_video(args, model, report):
+    """(times, rows (F, Dt)) of the video, see apps.video.watch. Fills in the `report`."""
     from apps.video import watch
 
-    return watch.whole_video(args.video, model.encode_image, args.every, args.quiet)
+    return watch.whole_video(args.video, model.encode_image, args.every, args.quiet, args.skip_bad, report)
 
 
 def cut_by_change(args, rows):
@@ -118,15 +120,18 @@ def embed(args, model):
     import torch.nn.functional as F
     from safetensors.torch import save_file
 
+    from models.dataset.video import Report
     from models.files import replacing
 
-    times, rows, _ = whole_video(args, model)
+    report = Report()
+    times, rows = whole_video(args, model, report)
     clip = F.normalize(rows.mean(0), dim=0)  # (Dt,)
     about = dict(video=Path(args.video).name, run=args.run, text_sha256=model.text.sha256)
     with replacing(args.out) as new:
         save_file(dict(clip=clip, frames=rows, times=torch.tensor(times)), new, about)
     shapes = f"clip ({len(clip)},), frames {tuple(rows.shape)}, times ({len(times)},)"
     print(f"{args.out}: {shapes}, one every {args.every:g} s")
+    print(f"{args.video}: {report}")
 
 
 def line(start, end, score, words):
@@ -137,26 +142,29 @@ def line(start, end, score, words):
 def watch(args, model):
     """Print the segments of a video with their words, and how many decodes that took."""
     from apps.video.watch import writer
+    from models.dataset.video import Report
 
+    report = Report()
     write, source = writer(model, args.words, args.decoder or Path(args.run, "decoder"), args.cache)
     print(f"{args.video}: a frame every {args.every:g} s; words: {source}")
-    found = (watch_stream if args.stream else watch_whole)(args, model, write)
+    found = (watch_stream if args.stream else watch_whole)(args, model, write, report)
     end = found[-1].end
     each_second = math.ceil(end)
     print(
         f"decodes: {len(found)} in {end:.1f} s; one per second is {each_second}, "
         f"{each_second / len(found):.1f} times as many"
     )
+    print(f"{args.video}: {report}")
     if args.strip:
         draw_strip(args, found)
 
 
-def watch_whole(args, model, write):
-    """Read all frames, then cut. Returns the Segments."""
+def watch_whole(args, model, write, report):
+    """Read all frames, then cut. Returns the Segments, and fills in the `report`."""
     from apps.video.segments import cut, means, middles, uniform, ward
     from apps.video.watch import describe
 
-    times, rows, end = whole_video(args, model)
+    times, rows = whole_video(args, model, report)
     if args.uniform:
         edges = uniform(len(rows), round(len(rows) * args.every / args.uniform))
     elif args.segments:
@@ -164,23 +172,24 @@ def watch_whole(args, model, write):
     else:
         edges = cut_by_change(args, rows)
     said = write(means(rows, edges) if args.decode == "mean" else rows[middles(edges)])
-    found = describe(edges.tolist(), times, end, said)
+    found = describe(edges.tolist(), times, report.end, said)
     for segment in found:
         print(line(segment.start, segment.end, segment.score, segment.words))
     return found
 
 
-def watch_stream(args, model, write):
+def watch_stream(args, model, write, report):
     """Take one frame at a time. The end of a segment is unknown when its words are written, so the second
-    column is the time of writing. Returns the Segments."""
+    column is the time of writing. Returns the Segments, and fills in the `report`."""
     from apps.video.segments import stream
-    from apps.video.watch import describe, embeddings, end_of
+    from apps.video.watch import describe, embeddings
 
     print("   start   written   score  words")
     times, starts, said, waits = [], [], [], []
 
     def arriving():
-        for time, row in embeddings(args.video, model.encode_image, args.every, batch=1, quiet=True):
+        encode = model.encode_image
+        for time, row in embeddings(args.video, encode, args.every, 1, True, args.skip_bad, report):
             times.append(time)
             yield row
 
@@ -192,13 +201,16 @@ def watch_stream(args, model, write):
         print(line(times[decode.start], times[decode.now], *said[-1]), flush=True)
     latency = f"median {statistics.median(waits):.1f} s, at most {max(waits):.1f} s"
     print(f"latency, from a segment's first frame to its words: {latency}")
-    return describe([*starts, len(times)], times, end_of(args.video, times[-1], args.every), said)
+    return describe([*starts, len(times)], times, report.end, said)
 
 
 def find(args, model):
     """Print the best frame of each segment, best first."""
-    times, rows, end = whole_video(args, model)
-    clock = [*times, end]
+    from models.dataset.video import Report
+
+    report = Report()
+    times, rows = whole_video(args, model, report)
+    clock = [*times, report.end]
     edges = cut_by_change(args, rows).tolist()
     scores = rows @ model.encode_text(args.text).cpu()[0]  # (F,)
     moments = []
@@ -209,6 +221,7 @@ def find(args, model):
     print("  cosine       at  segment")
     for score, at, start, stop in sorted(moments, reverse=True)[: args.count]:
         print(f"{score:8.3f} {at:8.1f} {start:8.1f} - {stop:.1f}")
+    print(f"{args.video}: {report}")
 
 
 def demo(args, model):
@@ -246,7 +259,7 @@ def draw_strip(args, found):
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    frames = read_frames(args.video, [segment.middle for segment in found])
+    frames = read_frames(args.video, [segment.middle for segment in found], args.skip_bad)
     for axis, segment, (_, image) in zip(axes, found, frames):
         image.thumbnail((400, 400))
         axis.imshow(image)

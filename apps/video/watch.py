@@ -1,9 +1,10 @@
 """From a video to embeddings, and from embeddings to words.
 
+report = Report()                                              # of models.dataset.video
 for time, row in embeddings("video.mp4", model.encode_image, step=0.5): ...     # row: (Dt,)
-times, rows, end = whole_video("video.mp4", model.encode_image, step=0.5)
+times, rows = whole_video("video.mp4", model.encode_image, step=0.5, report=report)
 write, name = writer(model, "nearest", None, ".cache/features.sqlite")
-describe([0, 8, len(times)], times, end, write(means))         # two Segments
+describe([0, 8, len(times)], times, report.end, write(means))  # two Segments
 """
 
 import itertools
@@ -25,13 +26,13 @@ class Segment(NamedTuple):
     words: str
 
 
-def embeddings(path, encode, step, batch=32, quiet=False):
+def embeddings(path, encode, step, batch=32, quiet=False, skip_bad=False, report=None):
     """Yield (time, row (Dt,) on the CPU) every `step` seconds of a video. `encode` maps up to `batch` images
-    to rows (B, Dt). With a batch of 1, each row is there as soon as its frame is. Raises as `read_frames`
-    does."""
+    to rows (B, Dt). With a batch of 1, each row is there as soon as its frame is. `skip_bad`, `report` and
+    what is raised are those of `read_frames`."""
     length = duration(path)
     total = math.ceil(length / step) if length else None
-    frames = read_frames(path, every(step))
+    frames = read_frames(path, every(step), skip_bad, report)
     with tqdm(total=total, desc=f"frames of {path}", unit="", disable=quiet) as bar:
         while chunk := list(itertools.islice(frames, batch)):
             times, images = zip(*chunk)
@@ -39,15 +40,10 @@ def embeddings(path, encode, step, batch=32, quiet=False):
             bar.update(len(chunk))
 
 
-def whole_video(path, encode, step, quiet=False):
-    """(times, rows (F, Dt) float32, end): a frame every `step` seconds; `end` is when the video ends."""
-    times, rows = zip(*embeddings(path, encode, step, quiet=quiet))
-    return list(times), torch.stack(rows), end_of(path, times[-1], step)
-
-
-def end_of(path, last, step):
-    """When a video ends, in seconds, if `last` is the time of the last frame that was read."""
-    return min(last + step, duration(path) or math.inf)
+def whole_video(path, encode, step, quiet=False, skip_bad=False, report=None):
+    """(times, rows (F, Dt) float32): a frame every `step` seconds, see `embeddings`."""
+    times, rows = zip(*embeddings(path, encode, step, quiet=quiet, skip_bad=skip_bad, report=report))
+    return list(times), torch.stack(rows)
 
 
 def writer(model, words, decoder, cache):

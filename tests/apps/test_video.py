@@ -218,6 +218,19 @@ def test_broken_video_ends_a_command(ask, tmp_path):
     scrambled(tmp_path / "v.mp4")
     error = ask("watch", tmp_path / "v.mp4", code=1)
     assert error.startswith(f"video: {tmp_path / 'v.mp4'}: ") and error.count("\n") == 1
+    assert "--skip-bad" in error and re.search(r"damaged after \d\.\d s", error)
+
+
+@pytest.mark.parametrize("command", (["watch"], ["watch", "--stream"], ["find", "a cat"], ["embed"]))
+def test_commands_leave_out_what_is_damaged_and_count_it(ask, tmp_path, command):
+    scrambled(tmp_path / "v.mp4")
+    name, *more = command
+    more += ["--out", tmp_path / "v.safetensors"] if name == "embed" else []
+    said = ask(name, *more, tmp_path / "v.mp4", "--skip-bad").splitlines()[-1]
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        seen = sum(packet.size > 0 for packet in container.demux(video=0))
+    numbers = re.search(r": (\d+) frames: (\d+) decoded, (\d+) left out \(\3 cannot be decoded\)", said)
+    assert int(numbers[1]) == seen == int(numbers[2]) + int(numbers[3]) and int(numbers[3]) > 0
 
 
 # Making videos
@@ -399,12 +412,12 @@ def test_find_prints_one_moment_per_segment_the_best_first(ask, world):
     start = CUTS[list(IMAGES).index("cat")]
     moments = [
         line.split()
-        for line in ask("find", "a picture of the cat", world / "video.mp4", "--every", 1).splitlines()[2:]
+        for line in ask("find", "a picture of the cat", world / "video.mp4", "--every", 1).splitlines()[2:-1]
     ]
     scores = [float(moment[0]) for moment in moments]
     assert len(moments) == 4 and scores == sorted(scores, reverse=True)
     assert float(moments[0][2]) == start <= float(moments[0][1]) < float(moments[0][4])
-    assert len(ask("find", "a cat", CARPHONE, "--change", 0, "--count", 2).splitlines()) == 4
+    assert len(ask("find", "a cat", CARPHONE, "--change", 0, "--count", 2).splitlines()) == 5
 
 
 def test_embed_writes_what_the_model_says_of_the_frames(ask, model, tmp_path):
