@@ -28,7 +28,7 @@ ORIENTATIONS = {
     (0, 0, 0, 0): None,
 }
 # Transfer functions and primaries, as ITU-T H.273 numbers them.
-PQ, HLG, BT2020 = 16, 18, 9
+PQ, HLG, BT2020, UNKNOWN = 16, 18, 9, 2
 HDR = {PQ: "PQ", HLG: "HLG"}
 SDR_WHITE = 203.0  # nits of SDR white in HDR video, ITU-R BT.2408
 HLG_PEAK = 1000.0  # nits, and the system gamma of such a screen, ITU-R BT.2100
@@ -68,8 +68,10 @@ def picture(frame, look):
             raise ValueError(f"pixels of {look.aspect} make frames of {width} x {frame.height}, too large")
         size = dict(width=width, height=frame.height, interpolation="BICUBIC")
     if look.transfer in HDR or look.primaries == BT2020:
-        wide = frame.reformat(format="rgb48le", **size).to_ndarray()
-        return _upright(Image.fromarray(sdr(wide, look)), frame)
+        if frame.colorspace == UNKNOWN:
+            frame.colorspace = BT2020
+        pixels = frame.reformat(format="rgb48le", **size).to_ndarray()
+        return _upright(Image.fromarray(sdr(pixels, look)), frame)
     return _upright(frame.to_image(**size), frame)
 
 

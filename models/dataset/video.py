@@ -8,9 +8,12 @@ report.seen == report.decoded + report.left_out.total()
 import math
 import re
 import shlex
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
 
 from .display import HDR, look_of, picture
 
@@ -26,7 +29,7 @@ NO_OTHER_FILES = {"protocol_whitelist": "none"}
 UNDECODABLE = "cannot be decoded"
 UNREADABLE = "in a part of the file that cannot be read"
 MISSING = "declared by the header, and not in the file"
-GAPS = "missing where a constant frame rate has gaps"
+GAPS = "absent where the frame rate is otherwise constant"
 EARLY = "before the first whole picture"
 TRIMMED = "cut away by the file's edit list"
 UNSHOWN = "not shown by the decoder"
@@ -128,8 +131,8 @@ class _Reader:
         rate = self.stream.average_rate or self.stream.guessed_rate or 25
         self.usual = float(1 / rate)  # seconds that a frame lasts
         self.start = None  # timestamp of the first frame, in seconds
-        self.spans = []  # (begin, end) of the packets, timestamps in seconds
-        self.last = -math.inf  # where they end
+        self.begins, self.ends = array("d"), array("d")  # of the packets, timestamps in seconds
+        self.last = -math.inf  # the greatest of `ends`
         self.now = 0.0  # of the last packet
         self.shift = 0  # from the timestamps of the file to those of one clock, in the stream's time base
         self.read_to = 0  # the byte at which the packets end
@@ -222,19 +225,18 @@ class _Reader:
             return
         now = (at + self.shift) * tick
         back = now < self.now - max(BACK, 4 * self.usual)
-        if self.spans and (back or (self.joinable and now > self.now + AHEAD)):
+        if self.ends and (back or (self.joinable and now > self.now + AHEAD)):
             self.shift = round(self.last / tick) - (at if packet.pts is None else packet.pts)
-            began = self.spans[0][0] if self.start is None else self.start
+            began = self.begins[0] if self.start is None else self.start
             self.report.restarts.append(self.last - began)
         self.now = (at + self.shift) * tick
         if packet.dts is not None:
             packet.dts += self.shift
         if packet.pts is not None:
             packet.pts += self.shift
-            begin = packet.pts * tick
-            end = begin + ((packet.duration or 0) * tick or self.usual)
-            self.spans.append((begin, end))
-            self.last = max(self.last, end)
+            self.begins.append(packet.pts * tick)
+            self.ends.append(self.begins[-1] + ((packet.duration or 0) * tick or self.usual))
+            self.last = max(self.last, self.ends[-1])
 
     def frames(self, packet):
         """The frames that a packet completes. With `skip_bad`, none when it cannot be decoded."""
@@ -254,7 +256,7 @@ class _Reader:
         """Count the frames that the header declares and the file does not hold. Without `skip_bad`,
         ValueError when they last over a second."""
         report = self.report
-        missing = self.declared_end() - self.last if self.spans else 0.0
+        missing = self.declared_end() - self.last if self.ends else 0.0
         cut_off = missing > max(1, self.usual)
         if cut_off and not self.skip_bad:
             ends = f"it ends at {report.end:.1f} s of {report.end + missing:.1f} s"
@@ -268,12 +270,14 @@ class _Reader:
     def check_gaps(self):
         """Count the frames that were lost between others, without an error of FFmpeg, if those come at a
         constant rate. A variable rate has gaps of its own."""
-        spans = sorted(self.spans)
-        gaps = [begin - end for (_, end), (begin, _) in zip(spans, spans[1:])]
-        lost = [round(gap / self.usual) for gap in gaps if gap > self.usual / 2]
-        if lost and len(lost) < len(gaps) / 10:
-            self.report.left_out[GAPS] = sum(lost)
-            self.report.seen += sum(lost)
+        begins = np.array(self.begins)
+        order = begins.argsort()
+        gaps = begins[order][1:] - np.array(self.ends)[order][:-1]
+        gaps = gaps[gaps > self.usual / 2]
+        if 0 < len(gaps) < len(begins) / 10:
+            lost = round((gaps / self.usual).round().sum())
+            self.report.left_out[GAPS] = lost
+            self.report.seen += lost
 
     def declared_end(self):
         """The timestamp, in seconds, at which the stream ends by the header of its file, or 0."""

@@ -249,7 +249,12 @@ def hdr(picture, transfer):
 def test_hdr_comes_out_as_the_sdr_picture_it_was_made_of(tmp_path, transfer, name, codec):
     picture = np.asarray(Image.fromarray(scene()).resize((192, 128), Image.Resampling.BICUBIC))
     frame = av.VideoFrame.from_ndarray(hdr(picture, transfer), format="rgb48le")
-    frame = frame.reformat(format="yuv420p10le", dst_colorspace="bt2020", dst_color_range="MPEG")
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=192, height=128, format=frame.format, time_base=Fraction(1, 10))
+    scale = graph.add("scale", "out_color_matrix=bt2020:out_range=tv")
+    graph.link_nodes(source, scale, graph.add("format", "yuv420p10le"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    frame = graph.pull()
     frame.colorspace, frame.color_range = 9, 1
     with av.open(str(tmp_path / "v.mkv"), "w") as container:
         options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
