@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from .images import DECODE_ERRORS, MAX_PIXELS, check_file, open_image, upright_rgb
-from .video import UNDECODABLE, Report, intervals, length
+from .video import UNDECODABLE, UNREADABLE, Report, intervals, length
 
 SLACK = 1e-6  # seconds; FFmpeg's clock ticks in microseconds, so closer times are the same
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # image formats that hold animations; Pillow reads them
@@ -68,23 +68,40 @@ def _intervals(file, name, report, skip_bad):
     """The intervals of a video or an animated image, see models.dataset.video."""
     try:
         image = Image.open(file, formats=ANIMATED)
+        count = getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
-        file.seek(0)
-        yield from intervals(file, name, report, skip_bad)
+        image = None
     except DECODE_ERRORS as error:
         raise ValueError(f"{name}: cannot be read as an animated image ({error})") from None
+    if image is None:
+        file.seek(0)
+        yield from intervals(file, name, report, skip_bad)
     else:
-        yield from _animation(image, name, report, skip_bad)
+        yield from _animation(image, count, name, report, skip_bad)
+    if report.decoded == 1:
+        _check_sequence(file, name, report, skip_bad)
 
 
-def _animation(image, name, report, skip_bad):
-    """Yield (end, show) of each frame of an open animated PIL image."""
+def _check_sequence(file, name, report, skip_bad):
+    """Of a damaged sequence in AVIF (brand "avis"), decoders give the first frame alone, without an error.
+    ValueError then; with `skip_bad`, the rest is counted as one."""
+    file.seek(8)
+    if file.read(4) != b"avis":
+        return
+    if not skip_bad:
+        raise ValueError(f"{name}: damaged after its first frame; leave out what is damaged with --skip-bad")
+    report.left_out[UNREADABLE] += 1
+    report.seen += 1
+
+
+def _animation(image, count, name, report, skip_bad):
+    """Yield (end, show) of the `count` frames of an open animated PIL image."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"{name}: {image.width} x {image.height} pixels are over the limit of {MAX_PIXELS:,}"
         )
     hidden = getattr(image, "default_image", False)  # of an APNG: for readers that know no animations
-    for number in range(int(hidden), getattr(image, "n_frames", 1)):
+    for number in range(int(hidden), count):
         report.seen += 1
         try:
             image.seek(number)

@@ -470,6 +470,16 @@ def test_animation_that_is_cut_off_costs_what_is_missing(tmp_path, ending):
     assert report.seen == report.decoded + report.left_out.total() and report.left_out[video.UNDECODABLE]
 
 
+def test_avif_sequence_that_is_cut_off_is_no_still_picture(tmp_path):
+    path = save_animation(tmp_path / "v.avif", [500] * 8)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"v.avif: damaged .*--skip-bad"):
+        shades(path)
+    report = Report()
+    assert set(shades(path, 0.5, skip_bad=True, report=report)) == {0}
+    assert report.seen == report.decoded + report.left_out.total() == 2
+
+
 # Damage
 
 
