@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def parse(argv):
         "right less than nine times in ten on held-out images)",
     )
     add("--classes", help="folder of class folders: zero-shot accuracy and a confusion matrix", metavar="DIR")
-    add("--classnames", help="a text file of `folder<TAB>name` lines for --classes", metavar="FILE")
+    add("--classnames", help="a text file of lines `folder name` for --classes", metavar="FILE")
     add = p.add_argument_group("questions").add_argument
     add("--ask", nargs="+", help="questions about each image", metavar="QUESTION")
     add(
@@ -66,7 +67,9 @@ def parse(argv):
         "--images", help="folder of the CSV's images (default: the one the run was trained on)", metavar="DIR"
     )
     add("--image-column", default="image_name", help="column of image names (default %(default)s)")
-    add("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    column_help = "column of captions, or several (default comment)"
+    add("--caption-column", nargs="+", default=["comment"], metavar="COLUMN", help=column_help)
+    add("--caption-lists", action=switch, default=False, help="read a list in a field as several captions")
     add("--held-out", action=switch, default=False, help="leave out the images the run was trained on")
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
     add(
@@ -109,16 +112,11 @@ def parse(argv):
 
 def answer(args, model):
     """Prediction and scores of each image over the labels."""
-    from models.dataset import expand
+    from models.dataset import expand, read_labels
     from models.rejection import NONE
     from models.zeroshot import PLAIN, TEMPLATES, class_embeddings, classify
 
-    labels = args.labels
-    if args.labels_file:
-        lines = Path(args.labels_file).read_text(encoding="utf-8-sig").splitlines()
-        labels = [line.strip() for line in lines if line.strip()]
-    if not labels:
-        raise ValueError(f"{args.labels_file}: no labels in it; write one per line")
+    labels = read_labels(args.labels_file) if args.labels_file else args.labels
     classes = class_embeddings(model.encode_text, labels, TEMPLATES if args.templates else PLAIN)  # (C, Dt)
     model.text.release()  # makes room for the image tower
     least = least_of(args, model, "reject")
@@ -187,14 +185,17 @@ def questions(args, model):
     from models.features import encode_archive, encode_texts
 
     model.check_answers()
-    read = read_questions(args.questions, args.image_column, args.skip_bad)
+    left_out = Counter()
+    options = dict(skip_bad=args.skip_bad, left_out=left_out)
+    read = read_questions(args.questions, args.image_column, **options)
     rows = [row for row in read if row.question]
     if not rows:
         raise ValueError(f"{args.questions}: no questions in its {len(read)} rows, only captions")
     if len(rows) < len(read):
         print(f"note: {len(read) - len(rows)} of {len(read)} rows are captions, which are not scored here")
+    left_out["captions"] = len(read) - len(rows)
     images = images_of(args, model)
-    dataset = VisionTextDataset(args.questions, None, images, skip_bad=args.skip_bad, rows=rows)
+    dataset = VisionTextDataset(args.questions, None, images, rows=rows, **options)
     leave_out_training_images(args, model, dataset, args.questions)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet, places=True)
     bank = list(model.config["answers"])
@@ -221,7 +222,9 @@ def retrieval(args, model):
     from models.features import encode_archive
 
     images = images_of(args, model)
-    dataset = VisionTextDataset(args.csv, None, images, args.image_column, args.caption_column, args.skip_bad)
+    columns = (args.image_column, args.caption_column)
+    options = dict(skip_bad=args.skip_bad, caption_lists=args.caption_lists)
+    dataset = VisionTextDataset(args.csv, None, images, *columns, **options)
     leave_out_training_images(args, model, dataset, args.csv)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
     predicted, image_of = model.predict(features.image).cpu(), features.image_of
@@ -258,7 +261,7 @@ def leave_out_training_images(args, model, dataset, file):
     """With --held-out keep the images that the model was not trained on, else print a note when the table
     flatters it, or may."""
     if args.held_out:
-        dataset.keep(set(dataset.image_names) - model.trained_on)
+        dataset.keep(set(dataset.image_names) - model.trained_on, "of images it was trained on")
     elif args.onnx or not model.knows_training_images:
         name = args.onnx or args.run
         print(f"note: {name} does not name its training images; any of them in {file} flatter it")
@@ -300,7 +303,7 @@ def hub_banks(args, model):
     trained_on, recipe = model.trained_on, model.recipe
     columns = (recipe["image_column"], recipe["caption_column"])
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
-    bank = VisionTextDataset(*where, only=trained_on)
+    bank = VisionTextDataset(*where, only=trained_on, caption_lists=recipe.get("caption_lists", False))
     bank = encode_archive(bank, model.vision, model.text, args.cache, quiet=args.quiet)
     return dict(image_bank=model.predict(bank.image).cpu(), text_bank=model.project_text(bank.text).cpu())
 
@@ -333,7 +336,7 @@ def classification(args, model):
 
 def class_folders(args):
     """({folder: class name}, the VisionTextDataset of their images, each captioned by its class)."""
-    from models.dataset import Row, VisionTextDataset
+    from models.dataset import Row, VisionTextDataset, read_class_names
 
     root = Path(args.classes)
     folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -344,9 +347,7 @@ def class_folders(args):
         )
     names = {folder: folder.replace("_", " ") for folder in folders}
     if args.classnames:
-        lines = Path(args.classnames).read_text(encoding="utf-8-sig").splitlines()
-        given = [line.split("\t") for line in lines if line.strip()]
-        names |= {fields[0].strip(): fields[-1].strip() for fields in given if fields[0].strip() in names}
+        names |= read_class_names(args.classnames, folders)
     rows = []
     for folder in folders:
         files = sorted(path for path in (root / folder).iterdir() if path.is_file())

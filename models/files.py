@@ -86,6 +86,21 @@ def printable(text):
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def listed(lines, most=20):
+    """Lines as the end of a message, each on a line of its own; of more than `most` the first ones and how
+    many there are besides."""
+    rest = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
+    return "".join(f"\n  {line}" for line in [*lines[:most], *rest])
+
+
+def tally(unit, used, left_out):
+    """'12 rows = 10 used + 2 left out (1 blank, 1 no such file)' from {reason: count}."""
+    reasons = {reason: count for reason, count in left_out.items() if count}
+    total = sum(reasons.values())
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return f"{used + total:,} {unit} = {used:,} used + {total:,} left out" + (f" ({why})" if why else "")
+
+
 def packed(texts):
     """A list of str as a uint8 tensor of JSON, which a safetensors file can hold."""
     import torch

@@ -27,7 +27,7 @@ FORMAT = "vl-jepa 2"
 WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
 LAST = Path("private", "last.safetensors")
 OLD = ("best.pt", "last.pt")  # of the format before this one
-NEWER = dict(questions="", text_head="none", views=0)  # flags that an older run lacks
+NEWER = dict(questions="", text_head="none", views=0, caption_lists=False)  # flags that an older run lacks
 NEEDED = dict(predictor=dict, towers=dict, recipe=dict, data=str, images=int, captions=int)  # of config.json
 # Flags of train.py that say where or how fast, not what: they stay out of the public files.
 LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet", "resume", "shard_features")
@@ -366,6 +366,8 @@ def resumed_flags(run, flags, typed, recipe):
     """The flags to resume with, a dict: those of the run (`recipe`), and of `flags` those that were `typed`
     and may change. ValueError for a typed flag that may not."""
     recipe = {name: value for name, value in NEWER.items() if name in flags} | recipe
+    if isinstance(recipe.get("caption_column"), str):
+        recipe["caption_column"] = [recipe["caption_column"]]  # an older run had one
     if wrong := [name for name in flags if type(recipe.get(name)) is not type(flags[name])]:
         raise ValueError(
             f"{Path(run, LAST)}: its {', '.join(wrong)} are not flags of train.py; start another --run"

@@ -249,9 +249,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
             raise ValueError(
                 f"{recipe['csv']}: the captions it was trained on are not there; run this where train.py ran"
             )
-        rows = read_rows(
-            recipe["csv"], recipe["image_column"], recipe["caption_column"], skip_bad=recipe["skip_bad"]
-        )
+        columns = (recipe["image_column"], recipe["caption_column"])
+        options = dict(skip_bad=recipe["skip_bad"], caption_lists=recipe.get("caption_lists", False))
+        rows = read_rows(recipe["csv"], *columns, **options)
         texts = list(dict.fromkeys(row.text for row in rows if row.image_name in trained_on))
         if not texts:
             raise ValueError(
@@ -259,7 +259,15 @@ class VLJEPA(nn.Module, ModelHubMixin):
             )
         return texts, self.project_text(encode_texts(texts, self.text, cache, quiet=True)).cpu()
 
-    def held_out(self, csv=None, images=None, image_column=None, caption_column=None, skip_bad=None):
+    def held_out(
+        self,
+        csv=None,
+        images=None,
+        image_column=None,
+        caption_column=None,
+        skip_bad=None,
+        caption_lists=None,
+    ):
         """The VisionTextDataset of the images it was not trained on; what is None is taken from the
         recipe."""
         recipe, trained_on = self.recipe, self.trained_on
@@ -270,8 +278,9 @@ class VLJEPA(nn.Module, ModelHubMixin):
             image_column or recipe["image_column"],
             caption_column or recipe["caption_column"],
             recipe["skip_bad"] if skip_bad is None else skip_bad,
+            caption_lists=recipe.get("caption_lists", False) if caption_lists is None else caption_lists,
         )
-        dataset.keep(set(dataset.image_names) - trained_on)
+        dataset.keep(set(dataset.image_names) - trained_on, "of images it was trained on")
         return dataset
 
 

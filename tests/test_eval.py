@@ -11,7 +11,7 @@ from PIL import Image
 
 import eval
 from models import metrics
-from models.dataset import VisionTextDataset
+from models.dataset import VisionTextDataset, read_rows
 from models.features import encode_archive
 from models.vljepa import VLJEPA
 from models.zeroshot import PLAIN, TEMPLATES, class_embeddings
@@ -257,6 +257,36 @@ def test_classnames_rename_the_folders(ask_json, classes, tmp_path):
     (tmp_path / "names.txt").write_text(names)
     named = ask_json("--classes", tmp_path / "ids", "--classnames", tmp_path / "names.txt")
     assert named["metrics"] == pytest.approx(ask_json("--classes", classes)["metrics"])
+
+
+@pytest.mark.parametrize("separator", [" ", ","])
+def test_classnames_that_fit_no_folder_are_an_error(ask, classes, tmp_path, capsys, separator):
+    folders = sorted(os.listdir(classes))
+    lines = [f"{folder}{separator}a colour" for folder in folders[1:]] + [f"n99{separator}a colour"]
+    (tmp_path / "names.txt").write_text("\n".join(lines))
+    assert ask("--classes", classes, "--classnames", tmp_path / "names.txt") == 1
+    err = capsys.readouterr().err
+    assert "names.txt" in err and folders[0] in err and f"line {len(folders)}: n99" in err
+
+
+@pytest.mark.parametrize("flag", ["--labels-file", "--classnames"])
+def test_names_in_utf_16_are_refused_with_the_command(ask, classes, tmp_path, capsys, flag):
+    (tmp_path / "names.txt").write_text("a café\n", encoding="utf-16")
+    more = ["--classes", classes] if flag == "--classnames" else []
+    assert ask(flag, tmp_path / "names.txt", *more) == 1
+    assert "names.txt, line 1: " in (err := capsys.readouterr().err) and "iconv -f utf-16" in err
+
+
+def test_captions_in_two_columns_or_in_lists_score_like_rows(ask_json, tiny_run, tmp_path):
+    captions = {}
+    for row in read_rows(tiny_run.csv):
+        captions.setdefault(row.image_name, []).append(row.text)
+    wide = write_csv(tmp_path / "wide.csv", [(n, *c) for n, c in captions.items()], ("image_name", "a", "b"))
+    lists = write_csv(tmp_path / "lists.csv", [(name, json.dumps(c)) for name, c in captions.items()])
+    expected = ask_json("--csv", tiny_run.csv)
+    for flags in ((wide, "--caption-column", "a", "b"), (lists, "--caption-lists")):
+        found = ask_json("--csv", *flags)
+        assert (found["metrics"], found["captions"]) == (expected["metrics"], 48)
 
 
 @pytest.mark.parametrize("folders", [[], ["one"], ["one", "two"]])

@@ -8,7 +8,6 @@ the hottest of those in the image? And do maps change when the weights are shuff
 
 import json
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,11 +27,13 @@ class Row(NamedTuple):
 def read_boxes(path):
     """{image name: {text: [[x0, y0, x1, y1], ...]}} from a JSON file. ValueError names the first wrong
     entry."""
+    from models.dataset import read_text
+
     try:
-        boxes = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
+        boxes = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         remedy = "python -m tools.draw_archive --boxes writes such a file"
-        raise ValueError(f"{path}: not JSON in UTF-8 ({error}); {remedy}") from None
+        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from None
     for name, texts in boxes.items() if isinstance(boxes, dict) else [("the whole", boxes)]:
         places = list(texts.values()) if isinstance(texts, dict) else []
         if not places or not all(isinstance(p, list) and p and all(map(_is_box, p)) for p in places):

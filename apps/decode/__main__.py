@@ -54,8 +54,18 @@ def parse(argv):
     s.add_argument("--csv", required=True, help="captions file with several captions per image")
     s.add_argument("--images", help="folder of the CSV's images (default: that of the run)", metavar="DIR")
     s.add_argument("--image-column", help="the CSV's column of image names (default: as in training)")
-    s.add_argument("--caption-column", help="the CSV's column of captions (default: as in training)")
+    s.add_argument(
+        "--caption-column",
+        nargs="+",
+        help="the CSV's column of captions, or several (default: as in training)",
+        metavar="COLUMN",
+    )
     switch = argparse.BooleanOptionalAction
+    s.add_argument(
+        "--caption-lists",
+        action=switch,
+        help="read a list in a field as several captions (default: as in training)",
+    )
     s.add_argument(
         "--held-out", action=switch, default=False, help="leave out the images that were trained on"
     )
@@ -179,8 +189,10 @@ def images_to_score(args, model):
     from models.dataset import VisionTextDataset
 
     if args.held_out:
-        return model.held_out(args.csv, args.images, args.image_column, args.caption_column, args.skip_bad)
+        columns = (args.image_column, args.caption_column)
+        return model.held_out(args.csv, args.images, *columns, args.skip_bad, args.caption_lists)
     recipe = model.recipe
+    caption_lists = recipe.get("caption_lists", False) if args.caption_lists is None else args.caption_lists
     images = args.images or recipe.get("images")
     if not images:
         raise ValueError(f"{args.run}: a shared model has no folder of images; name yours with --images DIR")
@@ -191,6 +203,7 @@ def images_to_score(args, model):
         args.image_column or recipe["image_column"],
         args.caption_column or recipe["caption_column"],
         args.skip_bad,
+        caption_lists=caption_lists,
     )
     names = set(dataset.image_names)
     trained_on = names & model.trained_on if model.knows_training_images else set()

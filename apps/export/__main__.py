@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from models.script import add_quiet, parser, run
@@ -31,7 +32,17 @@ def parse(argv):
     c.add_argument("--csv", help="captions file (default: the images that the run held out)")
     c.add_argument("--images", help="folder of the CSV's images (default: that of the run)", metavar="DIR")
     c.add_argument("--image-column", help="the CSV's column of image names (default: as in training)")
-    c.add_argument("--caption-column", help="the CSV's column of captions (default: as in training)")
+    c.add_argument(
+        "--caption-column",
+        nargs="+",
+        help="the CSV's column of captions, or several (default: as in training)",
+        metavar="COLUMN",
+    )
+    c.add_argument(
+        "--caption-lists",
+        action=BooleanOptionalAction,
+        help="read a list in a field as several captions (default: as in training)",
+    )
     c.add_argument(
         "--repeats",
         type=int,
@@ -85,7 +96,8 @@ def images_to_compare(args, model):
     """(VisionTextDataset, None), or (None, the reason why there is none). Images that were trained on are
     left out. ValueError when --csv names no others."""
     try:
-        dataset = model.held_out(args.csv, args.images, args.image_column, args.caption_column)
+        where = (args.csv, args.images, args.image_column, args.caption_column)
+        dataset = model.held_out(*where, caption_lists=args.caption_lists)
         if len(dataset.image_names) < 2:
             raise ValueError(f"{dataset.csv_path}: 1 image that was not trained on, and retrieval needs 2")
         return dataset, None

@@ -9,13 +9,16 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 from .archive import VisionTextDataset, split_by_image
 from .frames import open_frames
 from .images import FORMATS, MAX_PIXELS, check_file, expand, image_path, open_image, upright_rgb
+from .lookalikes import Lookalikes
 from .rewordings import reworded
 from .rows import Row, read_questions, read_rows
+from .text_files import read_class_names, read_labels, read_lines, read_text, split_lines
 from .views import random_view
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "Lookalikes",
     "Row",
     "VisionTextDataset",
     "check_file",
@@ -24,9 +27,14 @@ __all__ = [
     "open_frames",
     "open_image",
     "random_view",
+    "read_class_names",
+    "read_labels",
+    "read_lines",
     "read_questions",
     "read_rows",
+    "read_text",
     "reworded",
     "split_by_image",
+    "split_lines",
     "upright_rgb",
 ]

@@ -4,17 +4,20 @@ held out."""
 import hashlib
 import logging
 import os
-import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 
+from models.files import listed, tally
+
 from .frames import open_frames
 from .images import check_file, image_path
+from .lookalikes import Lookalikes
 from .rows import read_rows
 
 log = logging.getLogger(__name__)
-MISSING = "no such file"
+MISSING, OUTSIDE, UNUSABLE = "no such file", "leads out of the image folder", "unusable image"
 HINTS, MOST_NAMES = 5, 10_000  # missing images for which a similar name is looked up, and in how many
 
 
@@ -44,8 +47,9 @@ class VisionTextDataset:
     `image_names` (N) are the distinct images in order of first appearance, `captions` (M) the texts, and
     `image_of` (M) the index into `image_names` that each describes. Rows with a question are not samples:
     they are in `question_rows`, and their images in `image_names`. `only`, a set of names, keeps those images
-    alone; `rows` replaces what the file holds. Names that are missing or lead out of `image_dir` raise
-    one ValueError that lists them all with their lines; with `skip_bad` they are left out and logged."""
+    alone; `rows` replaces what the file holds, and `left_out` {reason: rows} says what was left out of it.
+    Names that are missing or lead out of `image_dir` raise one ValueError with their lines; with `skip_bad`
+    they are left out and logged. `account()` says what became of every row of the file."""
 
     def __init__(
         self,
@@ -57,6 +61,8 @@ class VisionTextDataset:
         skip_bad=False,
         only=None,
         rows=None,
+        caption_lists=False,
+        left_out=None,
     ):
         self.csv_path = Path(csv_path)
         self.image_dir = Path(image_dir)
@@ -64,8 +70,10 @@ class VisionTextDataset:
         self.skip_bad = skip_bad
         if not self.image_dir.is_dir():
             raise ValueError(f"{image_dir}: no such folder of images; name yours with --images DIR")
+        self.left_out = Counter(left_out)
         if rows is None:
-            rows = read_rows(csv_path, image_column, caption_column, skip_bad=skip_bad)
+            options = dict(skip_bad=skip_bad, caption_lists=caption_lists, left_out=self.left_out)
+            rows = read_rows(csv_path, image_column, caption_column, **options)
         self._index(rows)
         if only is not None:
             self.keep(only)
@@ -80,39 +88,70 @@ class VisionTextDataset:
         self.image_of = [number[row.image_name] for row in captions]
         self.question_rows = [row for row in rows if row.question]
 
-    def keep(self, names):
-        """Keep the images of this set of names, with their captions. ValueError when none is left."""
-        self._index([row for row in self.rows if row.image_name in names])
+    def keep(self, names, reason="not asked for"):
+        """Keep the images of this set of names, with their captions; the others are left out for `reason`.
+        ValueError when none is left."""
+        self._leave_out({name: reason for name in self.image_names if name not in names})
         if not self.rows:
             raise ValueError(f"{self.csv_path}: none of its images is asked for")
 
+    def _leave_out(self, reasons):
+        """Leave the images of {name: reason} out, and count their rows."""
+        gone = {(row.file, row.line, row.image_name) for row in self.rows if row.image_name in reasons}
+        self.left_out.update(reasons[name] for *_, name in gone)
+        self._index([row for row in self.rows if row.image_name not in reasons])
+
+    def account(self):
+        """'captions.csv: 12 rows = 10 used + 2 left out (1 blank, 1 no such file)'. A row may hold several
+        captions."""
+        used = {(row.file, row.line, row.image_name) for row in self.rows}
+        files = " and ".join(dict.fromkeys(row.file or str(self.csv_path) for row in self.rows))
+        unit = "rows" if any(row.line for row in self.rows) else "files"
+        return f"{files}: {tally(unit, len(used), self.left_out)}"
+
     def drop(self, bad):
         """Leave the images of `bad` {name: reason} out and log them; without `skip_bad`, raise ValueError
-        naming them all."""
+        naming them."""
         if not bad:
             return
-        line = {row.image_name: row.line for row in reversed(self.rows)}
-        missing = [name for name, why in bad.items() if why.endswith(MISSING)]
-        hints = {name: self._hint(name) for name in missing[:HINTS]}
-        listed = "\n  ".join(
-            f"line {line[name]}: {name}: {why}{hints.get(name, '')}" for name, why in bad.items()
-        )
-        if len(missing) == len(self.image_names):
-            found = f"none of its {len(bad)} images is in {self.image_dir}"
-            raise ValueError(f"{self.csv_path}: {found}; is that the right folder (--images)?")
+        total = len(self.image_names)
+        kinds = {name: _kind(why) for name, why in bad.items()}
+        looks = Lookalikes(self.image_dir)
+        found = {name: looks.find(name) for name, kind in kinds.items() if kind != UNUSABLE}
+        # A link that leads out of the folder has its own name there.
+        elsewhere = {name: other for name, other in found.items() if other and other[0] != name}
+        remedy = _remedy(elsewhere)
+        missing = [name for name, kind in kinds.items() if kind == MISSING]
+        if len(missing) == total or (2 * len(missing) > total and not self.skip_bad):
+            first = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+            found = f"{len(missing):,} of its {total:,} images are not in {self.image_dir}: {first}"
+            raise ValueError(f"{self.csv_path}: {found}; is --images right?{remedy}")
+        lines = self._described(bad, elsewhere)
         if not self.skip_bad:
-            found = f"{len(bad)} of {len(self.image_names)} images cannot be used"
+            found = f"{len(bad)} of {total} images cannot be used"
             advice = "replace them, or train on the rest with --skip-bad"
-            raise ValueError(f"{self.csv_path}: {found}; {advice}\n  {listed}")
+            raise ValueError(f"{self.csv_path}: {found}; {advice}{remedy}{lines}")
         rows = sum(row.image_name in bad for row in self.rows)
         what = "captions and questions" if self.question_rows else "captions"
         left_out = f"left out {len(bad)} images that cannot be used, with their {rows} {what}"
-        log.warning("%s: %s\n  %s", self.csv_path, left_out, listed)
-        self._index([row for row in self.rows if row.image_name not in bad])
+        log.warning("%s: %s%s%s", self.csv_path, left_out, remedy, lines)
+        self._leave_out(kinds)
         if not self.rows:
-            raise ValueError(
-                f"{self.csv_path}: no image is left; is {self.image_dir} the right folder (--images)?"
-            )
+            where = f"no image is left of those in {self.image_dir}; is --images right?"
+            raise ValueError(f"{self.csv_path}: {where}{remedy}")
+
+    def _described(self, bad, elsewhere):
+        """A line for each bad image; of many with the same reason the first ones."""
+        line = {row.image_name: row.line for row in reversed(self.rows)}
+        by_reason = {}
+        for number, (name, why) in enumerate(bad.items()):
+            hint = self._hint(name) if number < HINTS and why.endswith(MISSING) else ""
+            if name in elsewhere:
+                hint = "; did you mean {} ({})?".format(*elsewhere[name])
+            kind = _kind(why)
+            reason = why.split(": ", 1)[-1] if kind == UNUSABLE else kind  # without the path
+            by_reason.setdefault(reason, []).append(f"line {line[name]}: {name}: {why}{hint}")
+        return "".join(map(listed, by_reason.values()))
 
     def find_damaged(self, images, workers=None):
         """{image name: reason} for those of `images` (indices) that do not decode. Every pixel is decoded: a
@@ -134,10 +173,7 @@ class VisionTextDataset:
                 open_frames(path)
             else:
                 open(check_file(path), "rb").close()  # exists, is a file, and may be read
-        except FileNotFoundError:
-            twins = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
-            if any(twin.is_file() for twin in twins):
-                return f"{path}: no such file, but one whose name has another Unicode form; rename it"
+        except (FileNotFoundError, NotADirectoryError):
             return f"{path}: {MISSING}"
         except (OSError, ValueError, RuntimeError) as error:
             # RuntimeError: a link to itself, before Python 3.13.
@@ -172,3 +208,17 @@ class VisionTextDataset:
 
     def __getitem__(self, row):
         return self.pixels(self.image_of[row]), self.captions[row]
+
+
+def _kind(why):
+    """The reason that an image is counted by."""
+    return next((kind for kind in (MISSING, OUTSIDE) if kind in why), UNUSABLE)
+
+
+def _remedy(elsewhere):
+    """What to say of {image name: (name of a file that is there, how it differs)}."""
+    text = ""
+    for how, count in Counter(how for _, how in elsewhere.values()).items():
+        name, found = next((name, found) for name, (found, way) in elsewhere.items() if way == how)
+        text += f"; {count:,} are there under another name ({how}), such as {found} for {name}"
+    return text and f"{text}; correct the names"

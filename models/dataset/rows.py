@@ -1,23 +1,26 @@
 """The rows of a captions or questions file, whatever its separator. What is wrong with it is reported by
 line."""
 
+import ast
 import csv
 import io
+import json
 import logging
 import re
+from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
-from .images import check_file
+from models.files import listed
+
+from .text_files import declared_separator, read_text, split_lines
 
 log = logging.getLogger(__name__)
 SEPARATORS = (",", "\t", ";", "|")
-NOT_CSV = {
-    b"\xff\xfe\0\0": "it is UTF-32; save it as UTF-8: iconv -f utf-32 -t utf-8",
-    b"\xff\xfe": "it is UTF-16; save it as UTF-8: iconv -f utf-16 -t utf-8",
-    b"\xfe\xff": "it is UTF-16; save it as UTF-8: iconv -f utf-16 -t utf-8",
-    b"PK\3\4": "it is an Excel workbook or a ZIP archive; save the sheet as CSV UTF-8",
-    b"\x1f\x8b": "it is compressed with gzip; unpack it first",
-}
+# A list of texts as JSON, Python or NumPy write it; NumPy puts no commas between them.
+LIST = re.compile(r"""\[\s*(["'{\[].*)?\]""", re.DOTALL)
+STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+STRINGS = re.compile(r'\[\s*""((\s*,\s*|\s+)"")*\s*,?\s*\]')  # with each string empty
 
 
 class Row(NamedTuple):
@@ -30,85 +33,135 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    csv_path, image_column="image_name", caption_column="comment", question_column="", skip_bad=False
+    csv_path,
+    image_column="image_name",
+    caption_column="comment",
+    question_column="",
+    skip_bad=False,
+    caption_lists=False,
+    left_out=None,
 ):
     """A list of Row. Every field is stripped text: 'NA' and '001' stay as they are.
 
-    The separator is whichever of comma, tab, semicolon or pipe gives a header with all the columns.
-    `question_column` names the column of questions; without it every row is a caption. A questions file may
-    also have a column `type`. Raises ValueError with the file and every bad line (wrong number of fields,
-    empty name or text); `skip_bad` leaves those lines out and logs them instead. OSError when there is no
-    such file."""
-    path = check_file(csv_path)
-    text = _decode(path)
-    columns = [image_column, caption_column] + ([question_column] if question_column else [])
-    separator, header = _header(path, text, columns)
+    The separator is what Excel's first line `sep=;` names, else whichever of comma, tab, semicolon or pipe
+    gives a header with all the columns. `caption_column` may be a list of columns, each of which gives a Row
+    where it is not empty. With `caption_lists` a list of captions in a field, as JSON, Python or NumPy write
+    one, gives a Row for each; otherwise it is a bad line. `question_column` names the column of questions;
+    without it every row is a caption. A questions file may also have a column `type`.
+
+    Raises ValueError with the file and the bad lines (wrong number of fields, empty name or text, a list);
+    `skip_bad` leaves those lines out and logs them instead. `left_out`, a Counter {reason: lines}, is added
+    to. OSError when there is no such file."""
+    path = Path(csv_path)
+    captions = [caption_column] if isinstance(caption_column, str) else list(caption_column)
+    columns = [image_column, *captions] + ([question_column] if question_column else [])
+    left_out = Counter() if left_out is None else left_out
+    declared, text = declared_separator(read_text(path))
+    separator, header = _header(path, text, columns, declared)
     places = [header.index(column) for column in columns]
     type_place = header.index("type") if question_column and "type" in header else None
-    rows, bad = [], []
+    rows, bad, empty = [], [], 0
     for line, fields in _records(path, text, separator):
-        if len(fields) != len(header):
-            counts = f"{len(fields)} fields where the header has {len(header)}"
-            bad.append(f"line {line}: {counts} (quote a field that holds {separator!r})")
+        if not any(fields):
+            left_out["blank"] += 1
             continue
-        name, text, *question = (fields[place] for place in places)
-        if not name or not text:
-            what = "answer" if question and question[0] else "caption"
-            bad.append(f"line {line}: the {what if name else 'image name'} is empty")
-        else:
-            kind = fields[type_place] if type_place is not None else ""
-            rows.append(Row(name, question[0] if question else "", text, line, kind, str(path)))
+        try:
+            if len(fields) != len(header):
+                counts = f"{len(fields)} fields where the header has {len(header)}"
+                raise BadLine("wrong number of fields", f"{counts} (quote a field that holds {separator!r})")
+            name, *texts = (fields[place] for place in places)
+            question = texts.pop() if question_column else ""
+            texts = _texts(name, texts, "answer" if question else "caption", caption_lists)
+        except BadLine as error:
+            reason, message = error.args
+            bad.append(f"line {line}: {message}")
+            left_out[reason] += 1
+            continue
+        kind = fields[type_place] if type_place is not None else ""
+        rows += [Row(name, question, text, line, kind, str(path)) for text in texts if text]
+        empty += texts.count("")
     if bad and not skip_bad:
-        listed = "\n  ".join(bad)
-        raise ValueError(
-            f"{path}: {len(bad)} bad lines; correct them, or leave them out with --skip-bad\n  {listed}"
-        )
+        advice = "correct them, or leave them out with --skip-bad"
+        raise ValueError(f"{path}: {len(bad)} bad lines; {advice}{listed(bad)}")
     if bad:
         log.warning("%s: left out %d bad lines, the first: %s", path, len(bad), bad[0])
+    if empty:
+        log.info("%s: %d caption fields are empty, in rows with other captions", path, empty)
     if not rows:
         what = "questions" if question_column else "captions"
         raise ValueError(f"{path}: no {what} in it (header: {', '.join(header)})")
     return rows
 
 
-def read_questions(csv_path, image_column="image_name", skip_bad=False):
+def read_questions(csv_path, image_column="image_name", skip_bad=False, left_out=None):
     """A list of Row of a questions file, with the columns `question`, `answer` and, if there is one, `type`.
     A row with an empty question is a caption. Raises as `read_rows` does."""
-    return read_rows(csv_path, image_column, "answer", "question", skip_bad)
+    return read_rows(csv_path, image_column, "answer", "question", skip_bad, left_out=left_out)
 
 
-def _decode(path):
-    data = path.read_bytes()
-    if reason := next((reason for start, reason in NOT_CSV.items() if data.startswith(start)), None):
-        raise ValueError(f"{path}: {reason}")
+class BadLine(ValueError):
+    """Why a line cannot be used: (a reason to count it by, the message)."""
+
+
+def _texts(name, fields, what, caption_lists):
+    """The texts of a line, of which some may be empty. Raises BadLine."""
+    if not name:
+        raise BadLine("empty image name", "the image name is empty")
+    texts = []
+    for field in fields:
+        found = _list_in(field)
+        if found is None:
+            texts.append(field)
+        elif caption_lists:
+            texts += found or [""]
+        else:
+            advice = "read it with --caption-lists" if what == "caption" else "write a line for each"
+            begins = " ".join(field[:60].split())
+            raise BadLine(f"list of {what}s", f"the {what} is a list of {len(found)}: {begins}; {advice}")
+    if not any(texts):
+        raise BadLine(f"empty {what}", f"the {what} is empty")
+    return texts
+
+
+def _list_in(field):
+    """The stripped texts of a list; None for a field that is none. Raises BadLine for a list of anything
+    else."""
+    if not LIST.fullmatch(field):
+        return None
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = len(re.findall(rb"\r\n?|\n", data[: error.start])) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; "
-            f"save the file as UTF-8, for example: iconv -f cp1252 -t utf-8 {path}"
-        ) from None
-    if "\0" in text:
-        line = len(re.findall("\r\n?|\n", text[: text.index("\0")])) + 1
-        raise ValueError(f"{path}, line {line}: a NUL byte, so it is not a text file; save it as UTF-8 CSV")
-    return text
+        texts = _parsed(field)
+        "".join(texts).encode()  # JSON can spell half a character, which no tokenizer accepts
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        begins = " ".join(field[:60].split())
+        message = f"a list of other things than texts: {begins}; write quoted texts alone"
+        raise BadLine("list of no texts", message) from None
+    return [text.strip() for text in texts]
 
 
-def _header(path, text, columns):
+def _parsed(field):
+    try:
+        return json.loads(field)
+    except json.JSONDecodeError:
+        if not STRINGS.fullmatch(STRING.sub('""', field)):
+            raise
+        return [ast.literal_eval(text) for text in STRING.findall(field)]
+
+
+def _header(path, text, columns, declared):
     """(separator, field names) of the first line that is not blank."""
-    lines = re.split("\r\n?|\n", text)  # as csv does; str.splitlines also cuts at U+2028 and its like
-    first = next((line for line in lines if line.strip()), "")[: csv.field_size_limit()]
-    headers = {separator: next(_reader([first], separator, strict=False), []) for separator in SEPARATORS}
+    first = next((line for line in split_lines(text) if line.strip()), "")[: csv.field_size_limit()]
+    separators = [declared] if declared else SEPARATORS
+    headers = {separator: next(_reader([first], separator, strict=False), []) for separator in separators}
     headers = {separator: [field.strip() for field in fields] for separator, fields in headers.items()}
     fits = [separator for separator, fields in headers.items() if set(columns) <= set(fields)]
     if not fits:
         found = max(headers.values(), key=len)
         missing = " and ".join(f"no column {column!r}" for column in columns if column not in found)
-        advice = "name yours with --image-column and --caption-column"
-        if len(columns) == 3:
+        advice = "name yours with --image-column and --caption-column, which takes several"
+        if "question" in columns:
             advice = "a questions file has image_name (--image-column), question and answer"
         found = ", ".join(found)[:300] or "nothing"
+        found += f"; its first line names {declared!r} as separator" if declared else ""
         published = "for a published data set: python -m tools.prepare"
         raise ValueError(f"{path}: {missing} (found: {found}); {advice}; {published}")
     header = headers[fits[0]]
@@ -116,11 +169,13 @@ def _header(path, text, columns):
         if header.count(column) > 1:
             count = header.count(column)
             raise ValueError(f"{path}: the header has {count} columns {column!r}; rename all but one")
+        if columns.count(column) > 1:
+            raise ValueError(f"{path}: the column {column!r} is asked for twice; name it once")
     return fits[0], header
 
 
 def _records(path, text, separator):
-    """(line, stripped fields) of each record after the header; blank ones are passed over."""
+    """(line, stripped fields) of each record after the header; blank lines are passed over."""
     reader = _reader(io.StringIO(text, newline=""), separator, strict=True)
     start = 1
     header_seen = False
@@ -128,7 +183,7 @@ def _records(path, text, separator):
         for record in reader:
             line, start = start, reader.line_num + 1
             fields = [field.strip() for field in record]
-            if any(fields) and header_seen:
+            if header_seen and (len(fields) > 1 or any(fields)):
                 yield line, fields
             header_seen = header_seen or any(fields)
     except csv.Error as error:
@@ -138,4 +193,4 @@ def _records(path, text, separator):
 
 
 def _reader(lines, separator, strict):
-    return csv.reader(lines, delimiter=separator, strict=strict, skipinitialspace=True)
+    return csv.reader(lines, delimiter=separator, strict=strict, skipinitialspace=separator != " ")

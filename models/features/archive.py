@@ -1,5 +1,6 @@
 """Images and texts through the towers, with the feature cache in between."""
 
+import logging
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from .ahead import encode_ahead
 from .cache import batched, opened, row_key, to_tensor
 from .places import Places, known_records, open_part, put_places
 from .questions import Questions, encode_questions
+
+log = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
@@ -65,7 +68,7 @@ def encode_archive(
 ):
     """Features of a VisionTextDataset, with `places` also the local features of its images, and with `views`
     those of that many augmented views of each. Images that do not decode are reported together, before any
-    tower runs.
+    tower runs, and what became of every row is logged.
 
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
@@ -86,6 +89,7 @@ def encode_archive(
         files = [File(*found) for found in zip(paths, stamps, digests)]
         files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
         dataset.drop(bad)
+        log.info("%s", dataset.account())
         readable = [file for file in files if file.digest]
         options = (batch_size, workers, quiet, places)
         blobs, unread, damaged = _encode_missing(store, readable, vision, *options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,17 +108,21 @@ def _load_csv(args, vision, text, process):
 
 
 def _dataset(args, skip_bad):
-    rows = rows_of(args, skip_bad)
-    return VisionTextDataset(args.csv or args.questions, None, args.images, skip_bad=skip_bad, rows=rows)
+    left_out = Counter()
+    rows = rows_of(args, skip_bad, left_out)
+    options = dict(skip_bad=skip_bad, left_out=left_out)
+    return VisionTextDataset(args.csv or args.questions, None, args.images, rows=rows, **options)
 
 
-def rows_of(args, skip_bad):
+def rows_of(args, skip_bad, left_out=None):
     """The rows of --csv and of --questions, either of which may be empty, as a list of Row."""
     rows = []
+    options = dict(skip_bad=skip_bad, left_out=left_out)
     if args.csv:
-        rows += read_rows(args.csv, args.image_column, args.caption_column, skip_bad=skip_bad)
+        columns = (args.image_column, args.caption_column)
+        rows += read_rows(args.csv, *columns, caption_lists=args.caption_lists, **options)
     if args.questions:
-        rows += read_questions(args.questions, args.image_column, skip_bad)
+        rows += read_questions(args.questions, args.image_column, **options)
     return rows
 
 

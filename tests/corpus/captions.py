@@ -62,6 +62,8 @@ def separators():
         *files,
         ("number.csv", numbered, ROWS),
         ("unnamed first.tsv", unnamed, ROWS),
+        ("excel.csv", "\ufeffsep=,\r\n" + HEAD + BODY, ROWS),
+        ("excel caret.csv", "sep=^\nimage_name^comment\na.jpg^a dog runs\n", ROWS[:1]),
         ("unnamed last.csv", "image_name,comment,\na.jpg,a dog runs,\n", ROWS[:1]),
     ]
 
@@ -120,6 +122,8 @@ def columns():
         ("empty caption.csv", HEAD + "a.jpg,\n", "line 2: the caption is empty"),
         ("blank caption.csv", HEAD + "a.jpg,\u3000 \n", "line 2: the caption is empty"),
         ("empty name.csv", HEAD + " ,x\n", "line 2: the image name is empty"),
+        ("list.csv", HEAD + 'a.jpg,"[""a dog"", ""a cat""]"\n', "line 2: .*list of 2: .*--caption-lists"),
+        ("numpy list.csv", HEAD + "a.jpg,['a dog' 'a cat']\n", "line 2: .*list of 2: .*--caption-lists"),
         ("capitals.csv", "Image_Name,Comment\na.jpg,x\n", "found: Image_Name, Comment"),
     ]
 
@@ -156,9 +160,9 @@ def other_files():
     return [
         ("book.xlsx", b"PK\3\4" + bytes(range(256)) * 9, "workbook|ZIP"),
         ("rows.csv.gz", b"\x1f\x8b\x08" + bytes(range(256)), "gzip"),
-        ("photo.csv", saved(RGB, "PNG"), "not UTF-8"),
-        ("page.csv", "<!DOCTYPE html>\n<html><body>404</body></html>", "no column"),
-        ("pointer.csv", LFS, "no column"),
+        ("photo.csv", saved(RGB, "PNG"), "NUL"),
+        ("page.csv", "<!DOCTYPE html>\n<html><body>404</body></html>", "web page"),
+        ("pointer.csv", LFS, "git lfs pull"),
     ]
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, features
 
-from models.dataset import Row, VisionTextDataset, open_image, read_rows, split_by_image
-from tests.conftest import ROOT, picture
+from models.dataset import Lookalikes, Row, VisionTextDataset, open_image, read_rows, split_by_image
+from tests.conftest import ROOT, picture, write_csv
 
 HEADER = "image_name,comment\n"
 
@@ -351,6 +351,72 @@ def test_dataset_names_a_twin_in_another_unicode_form(archive):
         load(archive)
 
 
+HIGH, LOW = "caf\xe9", "cafe\u0301"  # the same word, as Windows and as macOS write it
+LOOKALIKES = {  # the file there is, its name in the captions file, how they differ
+    "ending": ("001.jpg", "001.JPG", "another case"),
+    "folder": ("Train/Img_1.JPG", "train/IMG_1.jpg", "another case"),
+    "Windows path": ("001.jpg", "C:\\photos\\001.jpg", "the last part"),
+    "Windows share": ("train/001.jpg", r"\\nas\photos\Train\001.JPG", "the last part"),
+    "backslash": ("train/001.jpg", "train\\001.jpg", "the last part"),
+    "path of another computer": ("train/001.jpg", "/home/me/photos/train/001.jpg", "the last part"),
+    "folder twice": ("001.jpg", "images/001.jpg", "the last part"),
+    "macOS": (f"{LOW}.jpg", f"{HIGH}.jpg", "Unicode"),
+    "macOS, folder": (f"{HIGH}/1.jpg", f"{LOW}/1.jpg", "Unicode"),
+    "COCO 2014 for 2017": ("val2017/000000391895.jpg", "val2014/COCO_val2014_000000391895.jpg", "COCO"),
+    "COCO 2017 for 2014": ("COCO_train2014_000000391895.jpg", "000000391895.jpg", "COCO"),
+}
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize(("there", "named", "how"), LOOKALIKES.values(), ids=LOOKALIKES)
+def test_image_under_another_name_is_pointed_out(tmp_path, caplog, there, named, how, skip_bad):
+    (tmp_path / "photos" / there).parent.mkdir(parents=True)
+    for name in (there, "other.jpg"):
+        picture(1).save(tmp_path / "photos" / name)
+    table = tmp_path / "captions.csv"
+    for names in ([named], [named, "other.jpg"]):
+        write_csv(table, [(name, "x") for name in names])
+        if skip_bad and len(names) > 1:
+            assert VisionTextDataset(table, None, tmp_path / "photos", skip_bad=True).image_names == names[1:]
+            said = caplog.text
+        else:
+            with pytest.raises(ValueError) as error:
+                VisionTextDataset(table, None, tmp_path / "photos", skip_bad=skip_bad)
+            said = str(error.value)
+        assert f"such as {there} for {named}" in said and how in said
+
+
+@pytest.mark.parametrize("named", ["000000391896.jpg", "b/000000391895.jpg", "001.png", "../a/001.jpeg", ""])
+def test_other_image_is_not_pointed_out(tmp_path, named):
+    """Twelve digits are COCO's id only where one of the names is COCO's."""
+    (tmp_path / "a").mkdir()
+    for name in ("a/000000391895.jpg", "001.jpg"):
+        picture(1).save(tmp_path / name)
+    assert Lookalikes(tmp_path).find(named) in (None, ("000000391895.jpg", "the last part of the path"))
+
+
+@pytest.mark.parametrize("present", [[], ["000.jpg"]])
+def test_thousands_of_missing_images_take_one_line(archive, present):
+    write_csv(archive.csv, [(name, "x") for name in [*(f"{i:012}.jpg" for i in range(4000)), *present]])
+    with pytest.raises(ValueError, match="is --images right") as error:
+        load(archive)
+    said = str(error.value)
+    assert f"4,000 of its {4000 + len(present):,}" in said and "000000000002.jpg" in said
+    assert "\n" not in said and len(said) < 1000 and "--skip-bad" not in said
+
+
+def test_many_bad_lines_and_images_are_counted_and_the_first_ones_listed(archive, caplog):
+    write_csv(archive.csv, [(name, "x") for name in [*archive.names, *(f"no{i}.jpg" for i in range(300))]])
+    with pytest.raises(ValueError, match="300 of its 308"):
+        load(archive)
+    assert load(archive, skip_bad=True).left_out == {"no such file": 300}
+    assert "and 280 more" in caplog.text and caplog.text.count("\n") < 30
+    write_csv(archive.csv, [("a.jpg", "")] * 300)
+    with pytest.raises(ValueError, match="300 bad lines") as error:
+        load(archive)
+    assert str(error.value).count("\n") == 21
+
+
 def test_dataset_skip_bad_leaves_out_renumbers_and_logs(archive, caplog):
     (archive.images / "001.jpg").unlink()
     dataset = load(archive, skip_bad=True)
@@ -391,6 +457,6 @@ def test_missing_image_of_a_similar_name_is_suggested(archive):
 
 
 def test_folder_without_any_of_the_images_is_doubted_in_one_line(archive, tmp_path):
-    with pytest.raises(ValueError, match="--images") as caught:
+    with pytest.raises(ValueError, match="is --images right") as caught:
         VisionTextDataset(archive.csv, None, tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

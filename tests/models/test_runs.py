@@ -217,6 +217,14 @@ def test_resumed_flags_are_those_of_the_run_and_free_ones_typed(run):
             runs.resumed_flags(run, flags, set(), recipe | change)
 
 
+def test_run_from_before_several_caption_columns_is_resumed(run):
+    runs.save_config(run, CONFIG | dict(predictor=dict(hidden_dim=8, members=1)))
+    sizes = dict(run="a", resume=True, hidden=8, members=1)
+    flags = sizes | dict(questions="", caption_column=["comment"], caption_lists=False)
+    found = runs.resumed_flags(run, flags, set(), sizes | dict(caption_column="text"))
+    assert found == flags | dict(caption_column=["text"])
+
+
 def test_public_recipe_has_no_path():
     recipe = dict(csv="/home/me/captions.csv", shards="", images="/home/me", cache="/c", run="/r", lr=0.1)
     assert runs.public_recipe(recipe) == dict(csv="captions.csv", shards="", lr=0.1)

@@ -1,6 +1,5 @@
 """What the rows measure on: captions of a CSV, CLIP with random weights, feature shards of random numbers."""
 
-import csv
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,11 +9,12 @@ PACKAGED = "efficientnet-lite0-stages"
 
 def captions_of(args):
     """{image name: captions} of the first `--count` images of the CSV."""
+    from models.dataset import read_rows
+
     found = {}
-    with open(args.csv, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["image_name"] in found or len(found) < args.count:
-                found.setdefault(row["image_name"], []).append(row["comment"])
+    for row in read_rows(args.csv):
+        if row.image_name in found or len(found) < args.count:
+            found.setdefault(row.image_name, []).append(row.text)
     return found
 
 

@@ -71,7 +71,8 @@ def work(args):
     """Make the questions, write them, and print what was done."""
     from models.dataset import read_rows
 
-    rows = read_rows(args.csv, args.image_column, args.caption_column, skip_bad=args.skip_bad)
+    options = dict(skip_bad=args.skip_bad, caption_lists=args.caption_lists)
+    rows = read_rows(args.csv, args.image_column, args.caption_column, **options)
     sheet = args.sheet or args.out.with_name(f"{args.out.stem}_sheet.csv")
     check_outputs([args.out, *([sheet] if args.sample else [])], args.csv, args.overwrite)
     scenes = evidence.scenes((row.image_name, row.text) for row in rows)
@@ -81,7 +82,7 @@ def work(args):
     if not made:
         raise ValueError(
             f"{args.csv}: no question could be made of {len(rows)} captions; the rules read English, and "
-            f"--caption-column {args.caption_column} must hold it"
+            f"--caption-column {' '.join(args.caption_column)} must hold it"
         )
     write(args.out, HEADER, made)
     print(f"written: {args.out}, {len(made):,} rows")
@@ -98,7 +99,19 @@ def parse(argv):
     p.add_argument("--csv", type=Path, default=Path("caption.csv"), help="captions (default %(default)s)")
     p.add_argument("--out", type=Path, required=True, help="questions file to write")
     p.add_argument("--image-column", default="image_name", help="column of images (default %(default)s)")
-    p.add_argument("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    p.add_argument(
+        "--caption-column",
+        nargs="+",
+        default=["comment"],
+        metavar="COLUMN",
+        help="column of captions, or several (default comment)",
+    )
+    p.add_argument(
+        "--caption-lists",
+        action=BooleanOptionalAction,
+        default=False,
+        help="read a list in a field as several captions",
+    )
     p.add_argument("--seed", type=int, default=0, help="draws yes, no and the sample (default %(default)s)")
     p.add_argument(
         "--yes-no-per-noun",
