@@ -195,6 +195,13 @@ def test_split_list_selects_whole_names(run, tmp_path):
     assert "1 named in" in done.out and "without a caption: none.jpg\n" in done.out
 
 
+def test_split_list_in_utf_16_is_refused_with_the_command(run, tmp_path):
+    (tmp_path / "list.txt").write_text("b.jpg\n", encoding="utf-16")
+    done = run("flickr30k", "a.jpg#0\tA .\n", "--split", tmp_path / "list.txt")
+    assert done[:3] == (1, None, None)
+    assert "list.txt, line 1: " in done.err and "iconv -f utf-16" in done.err
+
+
 def test_split_name_without_splits_is_refused(run):
     done = run("flickr8k", "a.jpg#0\tA .\n", "--split", "train")
     assert done[:3] == (1, None, None)
@@ -207,6 +214,47 @@ def test_missing_images_are_dropped_and_counted(run, images):
     done = run("flickr8k", text, "--images", images)
     assert done.full == done.unique == [("a.jpg", "A ."), ("sub/b.jpg", "B .")]
     assert "11 dropped, not in the image folder: m0.jpg, m1.jpg, m2.jpg ...\n" in done.out
+
+
+COCO_NAMES = {  # what the split names, what the folder holds
+    "2014 for 2017": ("COCO_val2014_000000391895.jpg", "val2017/000000391895.jpg"),
+    "2014 for 2017, flat": ("COCO_train2014_000000391895.jpg", "000000391895.jpg"),
+    "2017 for 2014": ("000000391895.jpg", "train2014/COCO_train2014_000000391895.jpg"),
+}
+
+
+@pytest.mark.parametrize(("named", "there"), COCO_NAMES.values(), ids=COCO_NAMES)
+def test_images_of_coco_are_found_under_the_names_of_the_other_release(run, tmp_path, named, there):
+    """The ids of COCO's images are the same in 2014 and in 2017."""
+    images = tmp_path / "coco"
+    (images / there).parent.mkdir(parents=True)
+    (images / there).write_bytes(b"image")
+    data = karpathy((named, "train", "One .", "Two ."), ("COCO_val2014_000000000042.jpg", "train", "No ."))
+    done = run("karpathy", data, "--images", images)
+    assert done.full == [(there, "One ."), (there, "Two .")]
+    assert f"1 images found under COCO's other file name: {there} for {named}\n" in done.out
+    assert "3 captions = 2 used + 1 left out (1 not in the image folder)" in done.out
+
+
+def test_images_under_another_name_are_dropped_with_the_hint(run, images):
+    text = "image,caption\nA.JPG,A .\nC:\\photos\\b.jpg,B .\na.jpg,C .\n"
+    (images / "b.jpg").write_bytes(b"image")
+    done = run("flickr8k", text, "--images", images)
+    assert done.full == [("a.jpg", "C .")]
+    for how in ("another case", "the last part of the path"):
+        assert f"1 dropped, in the image folder under another name ({how}): " in done.out
+
+
+def test_image_without_a_caption_is_counted(run):
+    more = COCO | {"images": [*COCO["images"], {"id": 7, "file_name": "7.jpg"}]}
+    assert "1 images without a caption: 7.jpg\n" in run("coco", more).out
+    done = run("karpathy", karpathy(("8.jpg", "x"), ("9.jpg", "x", "A .")), "--overwrite")
+    assert "1 images without a caption: 8.jpg\n" in done.out
+
+
+def test_id_of_two_images_is_refused(run):
+    done = run("coco", COCO | {"images": [*COCO["images"], {"id": 9, "file_name": "7.jpg"}]})
+    assert done.code == 1 and "images[2]: id 9 is 9.jpg already" in done.err
 
 
 def test_images_outside_the_folder_are_dropped(run, images):
@@ -262,7 +310,7 @@ BAD = [  # format, content, what the error says beside the path
     ("coco", [1], ["expected a list 'images'", "[1]"]),
     ("karpathy", COCO, ["images[0]", "expected a str 'filename'", "'9.jpg'"]),
     ("coco", '{"images": [', ["expected coco", '{"images": [']),
-    ("flickr8k", b"PK\x03\x04\xff\xfe", ["UTF-8", "position 4", "PK"]),
+    ("flickr8k", b"PK\x03\x04\xff\xfe", ["ZIP archive", "UTF-8"]),
     ("flickr8k", "image,caption\na.jpg,A .\n\nno separator\n", [":4: expected image,caption, found 'no"]),
     ("flickr8k", "a.jpg#0\tA .\nb.jpg A .\n", [":2: expected name.jpg#0<TAB>caption, found 'b.jpg A .'"]),
     ("flickr30k", "image_name| comment_number| comment\na.jpg| A dog .\n", [":2: "]),

@@ -8,7 +8,9 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-from .shared import check_paths, field, image_problem, summary, write_csv
+from models.files import tally
+
+from .shared import account, check_paths, field, locator, summary, write_csv
 
 TOKEN = re.compile(r"(?P<name>.+?)#\d+\t(?P<caption>.*)")
 # Some copies of captions.txt quote a caption that holds commas, others do not. No image name holds one.
@@ -22,8 +24,9 @@ NO_IMAGE = re.compile(r".*\.jpg\.\d+")
 def read_flickr(header, pattern, text, source, notes):
     """Yield (image name, caption, None) for each row below `header`, or for each row
     name.jpg#0<TAB>caption. The first line decides which of the two it is."""
-    # Only \n ends a row: str.splitlines also splits at U+2028 and similar characters.
-    lines = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    from models.dataset import split_lines
+
+    lines = [(number, line.strip(" ")) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     first = lines[0][1] if lines else ""
     if TOKEN.fullmatch(first):
         header, pattern = "name.jpg#0<TAB>caption", TOKEN
@@ -58,16 +61,21 @@ def read_coco(text, source, notes):
     names = {}
     for i, image in enumerate(field(data, "images", list, source)):
         place = f"{source} images[{i}]"
-        names[field(image, "id", int, place)] = field(image, "file_name", str, place)
+        name, number = field(image, "file_name", str, place), field(image, "id", int, place)
+        if names.setdefault(number, name) != name:
+            raise ValueError(f"{place}: id {number} is {names[number]} already; delete one of the two")
+    captioned = set()
     for i, annotation in enumerate(field(data, "annotations", list, source)):
         place = f"{source} annotations[{i}]"
         image_id = field(annotation, "image_id", int, place)
         caption = field(annotation, "caption", str, place)
         if image_id in names:
+            captioned.add(image_id)
             yield names[image_id], caption, split and split[0]
         else:
             what = f"annotations[{i}] of image_id {image_id}"
             notes["dropped, annotation of an unknown image"].append(what)
+    notes["images without a caption"] += [name for number, name in names.items() if number not in captioned]
 
 
 def read_karpathy(text, source, notes):
@@ -77,7 +85,10 @@ def read_karpathy(text, source, notes):
         name, split = field(image, "filename", str, place), field(image, "split", str, place)
         if "filepath" in image:  # COCO only: the folder, train2014 or val2014
             name = f"{field(image, 'filepath', str, place)}/{name}"
-        for sentence in field(image, "sentences", list, place):
+        sentences = field(image, "sentences", list, place)
+        if not sentences:
+            notes["images without a caption"].append(name)
+        for sentence in sentences:
             yield name, field(sentence, "raw", str, f"{place} sentences"), split
 
 
@@ -92,53 +103,64 @@ READERS = {
 def read(kind, source, notes):
     """[(image name, caption, split or None)] with single spaces. Adds what is odd to `notes`, a dict
     from what happened to the places where."""
+    from models.dataset import read_text
+
+    text = read_text(source)
     try:
-        rows = list(READERS[kind](source.read_text(encoding="utf-8-sig"), source, notes))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        rows = list(READERS[kind](text, source, notes))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
-            f"{source}: expected {kind} captions in UTF-8 ({error}); it begins {source.read_bytes()[:80]}; "
-            f"unpack it, or give another format ({', '.join(READERS)})"
+            f"{source}: expected {kind} captions ({error}); it begins {text[:80]!r}; "
+            f"give another format ({', '.join(READERS)})"
         ) from None
     return [(name.strip(), " ".join(caption.split()), split) for name, caption, split in rows]
 
 
 def select(rows, split, source, notes):
-    """The rows of a split: names joined by + where the rows have splits, otherwise the path of a text
-    file of image names."""
+    """(the rows of a split, lines about it). A split is names joined by + where the rows have splits,
+    otherwise the path of a text file of image names."""
+    from models.dataset import read_lines
+
     found, names = Counter(row[2] for row in rows), split.split("+")
     if None not in found:
         if not set(names) <= set(found):
             raise ValueError(
                 f"{source}: no split {split!r}; give --split one of these, or a+b (captions): {dict(found)}"
             )
-        return [row for row in rows if row[2] in names]
+        notes["dropped, of another split"] += [row[0] for row in rows if row[2] not in names]
+        return [row for row in rows if row[2] in names], []
     if not Path(split).is_file():
         raise ValueError(
             f"--split {split}: no such file, and {source} has no splits; "
             "give a text file with one image name per line"
         )
-    lines = Path(split).read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    wanted = {line.strip() for line in lines} - {""}
+    lines = read_lines(split)
+    wanted = set(lines) - {""}
     # The usual lists of Flickr30k leave out the .jpg.
-    kept = [row for row in rows if row[0] in wanted or Path(row[0]).stem in wanted]
-    matched = {part for row in kept for part in (row[0], Path(row[0]).stem)}
-    notes[f"named in {split}, but without a caption"] += sorted(wanted - matched)
-    return kept
+    parts = [{row[0], Path(row[0]).stem} & wanted for row in rows]
+    lost = sorted(wanted - set().union(*parts))
+    notes[f"named in {split}, but without a caption"] += lost
+    notes["dropped, of another split"] += [row[0] for row, part in zip(rows, parts) if not part]
+    blank, used = lines.count(""), len(wanted) - len(lost)
+    left_out = {"blank": blank, "repeated": len(lines) - blank - len(wanted), "without a caption": len(lost)}
+    kept = [row for row, part in zip(rows, parts) if part]
+    return kept, [f"{split}: {tally('lines', used, left_out)}"]
 
 
 def keep_good(rows, images, notes):
     """{image name: captions} in the order of the rows, without empty captions and unusable images."""
-    problems = {name: image_problem(images, name) for name in {row[0] for row in rows}} if images else {}
+    locate = locator(images, notes)
     captions = defaultdict(list)
     for name, caption, _ in rows:
+        found, problem = locate(name)
         if not caption:
             notes["dropped, empty caption"].append(name)
         elif not name:
             notes["dropped, no image name"].append(caption)
-        elif problems.get(name):
-            notes[problems[name]].append(name)
+        elif problem:
+            notes[problem].append(name)
         else:
-            captions[name].append(caption)
+            captions[found].append(caption)
     return captions
 
 
@@ -152,9 +174,9 @@ def convert(args):
     full, unique = out / "caption.csv", out / "unique_caption.csv"
     check_paths([source], images, (full, unique), args.overwrite)
     notes = defaultdict(list)
-    rows = read(args.format, source, notes)
+    rows, lines = read(args.format, source, notes), []
     if args.split is not None:
-        rows = select(rows, args.split, source, notes)
+        rows, lines = select(rows, args.split, source, notes)
     captions = keep_good(rows, images, notes)
     if not captions:
         what = f"{source}: no caption is left; check SOURCE, --split {args.split} and --images {images}"
@@ -167,6 +189,8 @@ def convert(args):
     return [
         f"{len(each):>9,} images",
         f"{sum(each):>9,} captions; per image {spread}",
+        *lines,
+        account(args.source, "captions", sum(each), notes),
         *summary(notes),
         f"written: {full} and {unique}",
         f"next:    {shlex.join(command)}",

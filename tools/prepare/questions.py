@@ -8,10 +8,9 @@ import json
 import re
 import statistics
 from collections import Counter, defaultdict
-from functools import cache
 from typing import NamedTuple
 
-from .shared import check_paths, field, image_problem, load_json, summary, write_csv
+from .shared import account, check_paths, field, load_json, locator, summary, write_csv
 
 HEADER = ("image_name", "question", "answer", "type")
 COCOQA = ("questions.txt", "answers.txt", "img_ids.txt", "types.txt")
@@ -130,8 +129,10 @@ def read_tallyqa(source):
 def read_pope(source):
     """coco_pope_random.json and the like: one JSON object per line. The type is the setting that the file's
     name tells, or ""."""
+    from models.dataset import read_text, split_lines
+
     setting = re.search("random|popular|adversarial", source.name)
-    for number, line in enumerate(text_of(source).split("\n"), 1):
+    for number, line in enumerate(split_lines(read_text(source)), 1):
         if not line.strip():
             continue
         place = f"{source}:{number}"
@@ -156,24 +157,18 @@ def read_vizwiz(source):
         yield Question(image, field(entry, "question", str, place), given, kind)
 
 
-def text_of(source):
-    """The text of a UTF-8 file. Raises ValueError with its path."""
-    try:
-        return source.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: expected text in UTF-8 ({error}); unpack it, or convert it") from None
-
-
 def read_cocoqa(sources):
     """The files COCOQA of one split: line n of each is about question n. The name of their folder, train or
     test, tells which images they are about."""
+    from models.dataset import read_text, split_lines
+
     folder = sources[0].parent.resolve().name
     if folder not in COCOQA_SPLITS:
         raise ValueError(
             f"{sources[0].parent}: the folder of a split is named {' or '.join(COCOQA_SPLITS)}, as in the "
             "official archive; it tells which images of COCO the ids are of"
         )
-    columns = [text_of(source).rstrip("\n").split("\n") for source in sources]
+    columns = [split_lines(read_text(source).rstrip("\r\n")) for source in sources]
     counts = {source.name: len(lines) for source, lines in zip(sources, columns)}
     if len(set(counts.values())) > 1:
         raise ValueError(
@@ -223,9 +218,9 @@ def files_of(kind, sources):
 def good_rows(questions, images, notes, kept):
     """Yield a row for each answer of the questions that can be used. Adds the others to `notes`, and each
     good question to `kept` as (image name, number of answers, type)."""
-    problem = cache(lambda name: image_problem(images, name) if images else None)
+    locate = locator(images, notes)
     for question in questions:
-        name = question.image_name.strip()
+        name, problem = locate(question.image_name.strip())
         text, kind, *answers = (
             " ".join(part.split()) for part in (question.text, question.type, *question.answers)
         )
@@ -234,8 +229,8 @@ def good_rows(questions, images, notes, kept):
             notes["questions dropped, no image name"].append(text)
         elif not text:
             notes["questions dropped, empty question"].append(name)
-        elif problem(name):
-            notes[f"questions {problem(name)}"].append(name)
+        elif problem:
+            notes[f"questions {problem}"].append(name)
         elif not good:
             notes["questions dropped, no answer"].append(name)
         else:
@@ -268,6 +263,8 @@ def convert(args):
         f"{len(set(names)):>9,} images",
         f"{len(names):>9,} questions; by type: {listed}",
         f"{sum(counts):>9,} answers; per question {spread}",
+        account(args.source, "questions", len(kept), notes, "questions dropped, "),
+        account(args.source, "answers", sum(counts), notes, "answers dropped, "),
         *summary(notes),
         f"written: {path}",
     ]

@@ -3,18 +3,21 @@
 import csv
 import json
 import os
+from functools import cache
 
-from models.files import replacing
+from models.files import replacing, tally
 
 
 def load_json(source, kind=dict):
     """The `kind`, dict or list, that a JSON file holds. Raises ValueError with what the file begins with."""
+    from models.dataset import read_text
+
+    text = read_text(source)
     try:
-        data = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
-            f"{source}: expected JSON in UTF-8 ({error}); it begins {source.read_bytes()[:80]}; "
-            "unpack it, or download it again"
+            f"{source}: expected JSON ({error}); it begins {text[:80]!r}; download it again"
         ) from None
     if isinstance(data, kind):
         return data
@@ -34,15 +37,33 @@ def field(entry, key, kind, place):
     )
 
 
-def image_problem(images, name):
-    """Why `name` is not an image inside the folder `images`, or None."""
-    from models.dataset import image_path
+def locator(images, notes):
+    """A function from an image name to (its name in the folder `images`, why it is dropped or None). Without
+    a folder every name is right. An image under COCO's other file name is found, and added to `notes`."""
+    from models.dataset import Lookalikes, image_path
+    from models.dataset.lookalikes import RELEASE
 
-    try:
-        found = os.path.isfile(image_path(images, name))
-    except ValueError:
-        return "dropped, outside the image folder"
-    return None if found else "dropped, not in the image folder"
+    if not images:
+        return lambda name: (name, None)
+    looks = Lookalikes(images)
+
+    @cache
+    def locate(name):
+        why = "not in the image folder"
+        try:
+            if os.path.isfile(image_path(images, name)):
+                return name, None
+        except ValueError:
+            why = "outside the image folder"
+        found, how = looks.find(name) or (name, "")
+        if how == RELEASE:
+            notes[f"images found under {how}"].append(f"{found} for {name}")
+            return found, None
+        if found != name:
+            why = f"in the image folder under another name ({how})"
+        return name, f"dropped, {why}"
+
+    return locate
 
 
 def check_paths(sources, images, outputs, overwrite):
@@ -66,6 +87,14 @@ def write_csv(path, rows, header=("image_name", "comment")):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def account(sources, unit, used, notes, start="dropped, "):
+    """How many captions or questions came out and how many were left out: the notes that begin so."""
+    left_out = {
+        what.removeprefix(start): len(places) for what, places in notes.items() if what.startswith(start)
+    }
+    return f"{' and '.join(map(str, sources))}: {tally(unit, used, left_out)}"
 
 
 def summary(notes):
