@@ -374,7 +374,8 @@ def resumed_flags(run, flags, typed, recipe):
         )
     changed = [name for name in sorted(typed - FREE) if flags[name] != recipe[name]]
     if changed:
-        was = ", ".join(f"--{name.replace('_', '-')} {recipe[name]}" for name in changed)
+        shown = {k: " ".join(value) if isinstance(value, list) else value for k, value in recipe.items()}
+        was = ", ".join(f"--{name.replace('_', '-')} {shown[name]}" for name in changed)
         raise ValueError(
             f"{run} was trained with {was}; resume without changing that, or start another --run"
         )

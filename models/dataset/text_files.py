@@ -113,6 +113,8 @@ def read_labels(path):
     """The distinct labels of a text file, one per line, in their order. Logs how many lines are left out.
     ValueError when there are none."""
     lines = read_lines(path)
+    if lines and lines[0][:1] + lines[-1][-1:] in ("[]", "{}"):
+        raise ValueError(f"{path}, line 1: it is a list as JSON writes one; write one label per line")
     labels = list(dict.fromkeys(filter(None, lines)))
     if not labels:
         raise ValueError(f"{path}: no labels in it; write one per line")
@@ -148,6 +150,11 @@ def read_class_names(path, folders):
         advice = "write one line per folder: its name, a space, tab or comma, and the class name"
         raise ValueError(f"{path}: {counts}; {advice}{listed(nameless)}{listed(wrong)}")
     log.info("%s: %s", path, tally("lines", len(names), dict(blank=lines.count(""))))
+    if all(re.match(r"\d+\s", name) for name in names.values()):  # as in ImageNet's map_clsloc.txt
+        first = next(iter(names.values()))
+        log.warning(
+            "%s: each class name begins with a number, such as %r; delete what is no name", path, first
+        )
     return names
 
 

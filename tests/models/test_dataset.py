@@ -362,6 +362,8 @@ LOOKALIKES = {  # the file there is, its name in the captions file, how they dif
     "folder twice": ("001.jpg", "images/001.jpg", "the last part"),
     "macOS": (f"{LOW}.jpg", f"{HIGH}.jpg", "Unicode"),
     "macOS, folder": (f"{HIGH}/1.jpg", f"{LOW}/1.jpg", "Unicode"),
+    "no ending": ("2024.06.01 beach.jpg", "2024.06.01 beach", "another ending"),
+    "other ending": ("train/001.jpg", "train/001.PNG", "another ending"),
     "COCO 2014 for 2017": ("val2017/000000391895.jpg", "val2014/COCO_val2014_000000391895.jpg", "COCO"),
     "COCO 2017 for 2014": ("COCO_train2014_000000391895.jpg", "000000391895.jpg", "COCO"),
 }
@@ -386,7 +388,9 @@ def test_image_under_another_name_is_pointed_out(tmp_path, caplog, there, named,
         assert f"such as {there} for {named}" in said and how in said
 
 
-@pytest.mark.parametrize("named", ["000000391896.jpg", "b/000000391895.jpg", "001.png", "../a/001.jpeg", ""])
+@pytest.mark.parametrize(
+    "named", ["000000391896.jpg", "b/000000391895.jpg", "0O1.jpg", "../a/001.jpeg", "..", ""]
+)
 def test_other_image_is_not_pointed_out(tmp_path, named):
     """Twelve digits are COCO's id only where one of the names is COCO's."""
     (tmp_path / "a").mkdir()

@@ -223,6 +223,8 @@ def test_run_from_before_several_caption_columns_is_resumed(run):
     flags = sizes | dict(questions="", caption_column=["comment"], caption_lists=False)
     found = runs.resumed_flags(run, flags, set(), sizes | dict(caption_column="text"))
     assert found == flags | dict(caption_column=["text"])
+    with pytest.raises(ValueError, match="--caption-column a b;"):
+        runs.resumed_flags(run, flags, {"caption_column"}, sizes | dict(caption_column=["a", "b"]))
 
 
 def test_public_recipe_has_no_path():

@@ -61,6 +61,8 @@ def test_advised_command_makes_the_file_readable(tmp_path, encoding, text):
         ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
         ("a dog\na\0boat\nand more of it\n", "line 2: a NUL byte"),
         ("a dog\nun café".encode()[:-1], "line 2: byte 0xc3.*cut off"),
+        ('["a dog", "a boat"]\n', "line 1: .*JSON"),
+        ('{\n "0": "a dog"\n}\n', "line 1: .*JSON"),
         ("Москва".encode("cp1251"), "line 1: byte 0xcc"),
         ("a\x81b".encode("latin-1"), "iconv -f ENCODING"),
     ],
@@ -131,6 +133,12 @@ def test_class_names_of_folders_with_spaces_quotes_and_another_unicode_form(tmp_
         file.write("sep=,\n")
         csv.writer(file).writerows(zip(["dog", "dog house", "n02084071", "caf\u00e9"], NAMES))
     assert read_class_names(path, FOLDERS) == dict(zip(FOLDERS, NAMES))
+
+
+def test_class_names_with_a_column_of_numbers_are_pointed_out(tmp_path, caplog):
+    path = written(tmp_path / "map_clsloc.txt", "dog 1 kit_fox\ncat 2 English_setter\n")
+    assert read_class_names(path, ["cat", "dog"])["dog"] == "1 kit_fox"
+    assert "map_clsloc.txt" in caplog.text and "'1 kit_fox'" in caplog.text
 
 
 def test_folder_without_a_name_and_name_without_a_folder_are_both_listed(tmp_path):

@@ -219,6 +219,8 @@ def test_missing_images_are_dropped_and_counted(run, images):
 COCO_NAMES = {  # what the split names, what the folder holds
     "2014 for 2017": ("COCO_val2014_000000391895.jpg", "val2017/000000391895.jpg"),
     "2014 for 2017, flat": ("COCO_train2014_000000391895.jpg", "000000391895.jpg"),
+    "2014, a folder deeper": ("val2014/COCO_val2014_000000391895.jpg", "COCO_val2014_000000391895.jpg"),
+    "2017, a folder higher": ("000000391895.jpg", "train2017/000000391895.jpg"),
     "2017 for 2014": ("000000391895.jpg", "train2014/COCO_train2014_000000391895.jpg"),
 }
 
@@ -232,7 +234,7 @@ def test_images_of_coco_are_found_under_the_names_of_the_other_release(run, tmp_
     data = karpathy((named, "train", "One .", "Two ."), ("COCO_val2014_000000000042.jpg", "train", "No ."))
     done = run("karpathy", data, "--images", images)
     assert done.full == [(there, "One ."), (there, "Two .")]
-    assert f"1 images found under COCO's other file name: {there} for {named}\n" in done.out
+    assert f"1 images found by their COCO id: {there} for {named}\n" in done.out
     assert "3 captions = 2 used + 1 left out (1 not in the image folder)" in done.out
 
 

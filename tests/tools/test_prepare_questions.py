@@ -258,6 +258,16 @@ def test_questions_of_missing_images_are_dropped_and_counted(run, tmp_path):
     assert "1 questions dropped, outside the image folder: ../q.json\n" in done.out
 
 
+def test_questions_of_2014_are_found_in_a_folder_of_2017(run, tmp_path):
+    (tmp_path / "coco" / "val2017").mkdir(parents=True)
+    (tmp_path / "coco" / "val2017" / "000000000042.jpg").write_bytes(b"image")
+    names = ["COCO_val2014_000000000042.jpg", "COCO_val2014_000000000043.jpg"]
+    lines = "".join(json.dumps(POPE | {"image": name}) + "\n" for name in names)
+    done = run("pope", {"q.json": lines}, "--images", tmp_path / "coco")
+    assert [row[0] for row in done.rows] == ["val2017/000000000042.jpg"]
+    assert "2 questions = 1 used + 1 left out (1 not in the image folder)" in done.out
+
+
 def test_questions_without_text_are_dropped_and_counted(run):
     entries = [VIZWIZ[0] | {"question": " "}, VIZWIZ[0] | {"image": ""}, VIZWIZ[0] | {"answers": []}]
     entries.append(VIZWIZ[0] | {"answers": annotated(["ok", "", " "])})
@@ -266,6 +276,8 @@ def test_questions_without_text_are_dropped_and_counted(run):
     for what in ("empty question", "no image name", "no answer"):
         assert f"1 questions dropped, {what}: " in done.out
     assert "2 answers dropped, empty: VizWiz_val_00000000.jpg\n" in done.out
+    assert "4 questions = 1 used + 3 left out (" in done.out
+    assert "3 answers = 1 used + 2 left out (2 empty)" in done.out
 
 
 def test_nothing_left_keeps_the_old_csv(run, tmp_path):

@@ -39,9 +39,10 @@ def field(entry, key, kind, place):
 
 def locator(images, notes):
     """A function from an image name to (its name in the folder `images`, why it is dropped or None). Without
-    a folder every name is right. An image under COCO's other file name is found, and added to `notes`."""
+    a folder every name is right. An image of COCO under another name is found by its id, which
+    is added to `notes`."""
     from models.dataset import Lookalikes, image_path
-    from models.dataset.lookalikes import RELEASE
+    from models.dataset.lookalikes import COCO_ID
 
     if not images:
         return lambda name: (name, None)
@@ -56,8 +57,8 @@ def locator(images, notes):
         except ValueError:
             why = "outside the image folder"
         found, how = looks.find(name) or (name, "")
-        if how == RELEASE:
-            notes[f"images found under {how}"].append(f"{found} for {name}")
+        if how == COCO_ID:
+            notes["images found by their COCO id"].append(f"{found} for {name}")
             return found, None
         if found != name:
             why = f"in the image folder under another name ({how})"
