@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 SEPARATORS = (",", "\t", ";", "|")
 # A list of texts as JSON, Python or NumPy write it; NumPy puts no commas between them.
 LIST = re.compile(r"""\[\s*(["'{\[].*)?\]""", re.DOTALL)
+ARRAY = re.compile(r"array\((\[.*\])(,\s*dtype=.*)?\)", re.DOTALL)
 STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
-STRINGS = re.compile(r'\[\s*""((\s*,\s*|\s+)"")*\s*,?\s*\]')  # with each string empty
+# With each string empty: a list, and a tuple or a mapping.
+STRINGS = re.compile(r'[\[(]\s*""((\s*,\s*|\s+)"")*\s*,?\s*[\])]')
+TUPLE = re.compile(r'\(\s*""\s*,(\s*""\s*,?)*\s*\)|\{\s*""\s*:.*\}', re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -115,7 +118,7 @@ def _texts(name, fields, what, caption_lists):
         elif caption_lists:
             texts += found or [""]
         else:
-            advice = "read it with --caption-lists" if what == "caption" else "write a line for each"
+            advice = "read it with --caption-lists, or write a line for each"
             begins = " ".join(field[:60].split())
             raise BadLine(f"list of {what}s", f"the {what} is a list of {len(found)}: {begins}; {advice}")
     if not any(texts):
@@ -126,10 +129,17 @@ def _texts(name, fields, what, caption_lists):
 def _list_in(field):
     """The stripped texts of a list; None for a field that is none. Raises BadLine for a list of anything
     else."""
-    if not LIST.fullmatch(field):
+    if not field.startswith(("[", "(", "{", "array(")):
+        return None
+    if array := ARRAY.fullmatch(field):
+        field = array[1]
+    shape = " ".join(STRING.sub('""', field).split())
+    if not LIST.fullmatch(field) and not TUPLE.fullmatch(shape):
         return None
     try:
-        texts = _parsed(field)
+        texts = _parsed(field, shape)
+        if not isinstance(texts, list):
+            raise TypeError
         "".join(texts).encode()  # JSON can spell half a character, which no tokenizer accepts
     except (ValueError, TypeError, SyntaxError, RecursionError):
         begins = " ".join(field[:60].split())
@@ -138,11 +148,11 @@ def _list_in(field):
     return [text.strip() for text in texts]
 
 
-def _parsed(field):
+def _parsed(field, shape):
     try:
         return json.loads(field)
     except json.JSONDecodeError:
-        if not STRINGS.fullmatch(STRING.sub('""', field)):
+        if not STRINGS.fullmatch(shape):
             raise
         return [ast.literal_eval(text) for text in STRING.findall(field)]
 

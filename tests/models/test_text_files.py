@@ -160,18 +160,24 @@ PRINTED = {
     "JSON": json.dumps(CAPTIONS),
     "JSON over lines": json.dumps(CAPTIONS, indent=1, ensure_ascii=False),
     "Python": repr(CAPTIONS),
+    "a tuple": repr(tuple(CAPTIONS)),
     "NumPy": str(array(CAPTIONS)),
+    "NumPy's repr": repr(array(CAPTIONS)),
+    "NumPy's repr of strings": repr(np.array(CAPTIONS)),
     "NumPy of one": str(array(CAPTIONS[:1])),
 }
+
+
+PLAIN = '("Stop") [sic] (a sign, "Go") {a "b"}'
 
 
 @pytest.mark.parametrize("case", PRINTED)
 def test_list_in_a_field_gives_its_captions_when_asked(tmp_path, case):
     path = tmp_path / "table.csv"
-    pd.DataFrame(dict(image_name=["a.jpg", "b.jpg"], comment=[PRINTED[case], "[a dog] runs"])).to_csv(path)
+    pd.DataFrame(dict(image_name=["a.jpg", "b.jpg"], comment=[PRINTED[case], PLAIN])).to_csv(path)
     wanted = CAPTIONS[:1] if case == "NumPy of one" else [text.strip() for text in CAPTIONS]
     found = [(row.image_name, row.text) for row in read_rows(path, caption_lists=True)]
-    assert found == [*(("a.jpg", text) for text in wanted), ("b.jpg", "[a dog] runs")]
+    assert found == [*(("a.jpg", text) for text in wanted), ("b.jpg", PLAIN)]
     with pytest.raises(ValueError, match=rf"line 2: .*list of {len(wanted)}.*--caption-lists"):
         read_rows(path)
 
@@ -183,7 +189,17 @@ def test_lists_that_pandas_writes_are_read(tmp_path, cells):
 
 
 @pytest.mark.parametrize(
-    "field", ['["a", null]', '["a", 1]', "['a', nan]", '[{"raw": "a"}]', "['it''s']", '["\\ud83d"]', '["a]']
+    "field",
+    [
+        '["a", null]',
+        '["a", 1]',
+        "['a', nan]",
+        '[{"raw": "a"}]',
+        '{"raw": "a"}',
+        "['it''s']",
+        '["\\ud83d"]',
+        '["a]',
+    ],
 )
 def test_list_of_anything_but_texts_is_refused_either_way(tmp_path, field):
     pd.DataFrame(dict(image_name=["a.jpg"], comment=[field])).to_csv(tmp_path / "table.csv")
