@@ -97,24 +97,14 @@ def add(tar, name, content):
 
 
 def work(args):
-    """Pack, and print what was packed and which tars were written."""
-    from models.dataset import VisionTextDataset
-    from models.features.load import rows_of
+    """Pack, and print what became of every row and which tars were written."""
+    from models.features.load import dataset_of
 
-    rows = rows_of(args, args.skip_bad)
-    csv = args.csv or args.questions
-    dataset = VisionTextDataset(csv, None, args.images, skip_bad=args.skip_bad, rows=rows)
+    dataset = dataset_of(args, args.skip_bad)
     written = pack(dataset, args.out, args.per_shard)
-    packed, seen = counts(dataset.rows), counts(rows)
-    found = ", ".join(f"{packed[kind]:,} of {seen[kind]:,} {kind}" for kind in seen if seen[kind])
-    sources = " and ".join(filter(None, (args.csv, args.questions)))
-    print(f"{sources}: {found}; {2 * packed['images']:,} members, written: {written[0]} to {written[-1]}")
-
-
-def counts(rows):
-    """{"images": how many a list of Row names, "captions": how many it has, "questions": the same}."""
-    asked = sum(bool(row.question) for row in rows)
-    return dict(images=len({row.image_name for row in rows}), captions=len(rows) - asked, questions=asked)
+    print(dataset.account())
+    members = 2 * len(dataset.image_names)
+    print(f"{len(dataset.image_names):,} images, {members:,} members, written: {written[0]} to {written[-1]}")
 
 
 def main(argv=None):
@@ -125,7 +115,9 @@ def main(argv=None):
     add_flag("--questions", default="", metavar="FILE", help="questions file, as train.py reads it")
     add_flag("--images", default="my_image_archive", metavar="DIR", help="its images (default %(default)s)")
     add_flag("--image-column", default="image_name", help="column of image names (default %(default)s)")
-    add_flag("--caption-column", default="comment", help="column of captions (default %(default)s)")
+    columns = "column of captions, or several (default comment)"
+    add_flag("--caption-column", nargs="+", default=["comment"], metavar="COLUMN", help=columns)
+    add_flag("--caption-lists", action="store_true", help="read a list in a field as several captions")
     add_flag("--skip-bad", action="store_true", help="leave out images and lines that cannot be used")
     add_flag("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
     add_flag("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")

@@ -96,34 +96,27 @@ def _load_csv(args, vision, text, process):
     options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions), args.views)
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
-        mine = _dataset(args, skip_bad=True)
+        mine = dataset_of(args, skip_bad=True)
         mine.keep(set(mine.image_names[process.share(len(mine.image_names))]))
         encode_archive(mine, vision, text, *options)
         logging.disable(logging.NOTSET if process.rank == 0 else logging.WARNING)
         distributed.wait()
-    dataset = _dataset(args, args.skip_bad)
+    dataset = dataset_of(args, args.skip_bad)
     features = encode_archive(dataset, vision, text, *options)
     rows = "\n".join("\t".join(filter(None, row[:3])) for row in dataset.rows)
     return features, dataset.image_names, hashlib.sha256(rows.encode()).hexdigest()
 
 
-def _dataset(args, skip_bad):
-    left_out = Counter()
-    rows = rows_of(args, skip_bad, left_out)
-    options = dict(skip_bad=skip_bad, left_out=left_out)
-    return VisionTextDataset(args.csv or args.questions, None, args.images, rows=rows, **options)
-
-
-def rows_of(args, skip_bad, left_out=None):
-    """The rows of --csv and of --questions, either of which may be empty, as a list of Row."""
-    rows = []
+def dataset_of(args, skip_bad):
+    """The VisionTextDataset of the rows of --csv and of --questions, either of which may be empty."""
+    rows, left_out = [], Counter()
     options = dict(skip_bad=skip_bad, left_out=left_out)
     if args.csv:
         columns = (args.image_column, args.caption_column)
         rows += read_rows(args.csv, *columns, caption_lists=args.caption_lists, **options)
     if args.questions:
         rows += read_questions(args.questions, args.image_column, **options)
-    return rows
+    return VisionTextDataset(args.csv or args.questions, None, args.images, rows=rows, **options)
 
 
 def _load_shards(args, vision, text, process):
