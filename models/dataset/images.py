@@ -11,7 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # EPS and PDF are left out on purpose: Pillow hands them to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB), an error here and not a warning
+MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB); a JPEG over it is decoded smaller
+# Of a progressive JPEG, which libjpeg holds all at once in two bytes each (716 MB): as many as MAX_PIXELS of
+# CMYK have. 200 megapixels with colors at half the width and height have 300 million.
+MAX_COEFFICIENTS = 4 * MAX_PIXELS
 MAX_SCANS = 500  # of a JPEG, each a pass over the whole image; libjpeg-turbo's own fuzzers stop there
 # What Pillow's decoders raise on damaged files, beside OSError (tests/corpus: truncated, mutated, bombs).
 DECODE_ERRORS = (
@@ -75,7 +78,8 @@ def expand(paths):
 
 
 def open_image(file):
-    """An image file (path or binary file object) as an upright RGB PIL image, see `upright_rgb`.
+    """An image file (path or binary file object) as an upright RGB PIL image, see `upright_rgb`. A JPEG of
+    more than MAX_PIXELS comes at 1/2, 1/4 or 1/8 of its width and height.
 
     Raises ValueError with the reason when it cannot be decoded, OSError when it is missing or may not be
     read."""
@@ -94,10 +98,9 @@ def upright_rgb(image):
 
 def _decode(file, name):
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _opened(file) as image:
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise ValueError(f"{size} is over the limit of {MAX_PIXELS:,}; scale it down")
+                _reduce(image)
             _check_and_repair(image)
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
@@ -108,6 +111,64 @@ def _decode(file, name):
         raise ValueError(f"{name}: cannot identify an image: {reason}") from None
     except DECODE_ERRORS as error:
         raise ValueError(f"{name}: cannot be decoded as an image ({type(error).__name__}: {error})") from None
+
+
+def _opened(file):
+    """A binary file as a PIL image, not yet decoded: `Image.open` without its limit, which warns on stderr of
+    images that `_reduce` refuses, and refuses JPEGs that it can read.
+
+    Raises UnidentifiedImageError."""
+    file.seek(0)
+    head = file.read(100)
+    Image.init()
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        accepted = accept(head[:16])  # a text where Pillow lacks the decoder
+        if not accepted or isinstance(accepted, str):
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # those for which Image.open goes on
+            continue
+    raise UnidentifiedImageError
+
+
+def _reduce(image):
+    """Have a JPEG of more than MAX_PIXELS decoded at 1/2, 1/4 or 1/8 of its width and height, by libjpeg.
+
+    Raises ValueError for other formats, and for a progressive JPEG that takes too much memory even so."""
+    width, height = image.size
+    size = f"{width} x {height} pixels"
+    if image.format not in ("JPEG", "MPO"):
+        raise ValueError(f"{size} is over the limit of {MAX_PIXELS:,}; scale it down")
+    image.fp.seek(0)
+    jpeg = image.fp.read()
+    across, down = (max(factors) for factors in list(zip(*image.layer))[1:3])  # of each component
+    coefficients = width * height * sum(h * v for _, h, v, _ in image.layer) // (across * down)
+    if coefficients > 64 * 8 * len(jpeg):  # 64 are a block, and a block takes one bit or more
+        raise ValueError(f"{len(jpeg):,} bytes cannot hold {size}; the file is cut off or damaged")
+    if _is_buffered(jpeg) and coefficients > MAX_COEFFICIENTS:
+        count = f"{coefficients:,} coefficients of a progressive JPEG"
+        remedy = "scale it down, or save it as baseline JPEG"
+        raise ValueError(f"{size}: {count} are over the limit of {MAX_COEFFICIENTS:,}; {remedy}")
+    scale = next(scale for scale in (2, 4, 8) if width * height <= MAX_PIXELS * scale**2)
+    image.draft(None, (width // scale, height // scale))
+
+
+def _is_buffered(jpeg):
+    """Whether libjpeg holds all coefficients of a JPEG (bytes) at once: those of several scans.
+
+    Raises ValueError for one that is lossless or arithmetic-coded, and for a damaged header."""
+    at, frame, components = 2, None, 0
+    while jpeg[at : at + 1] == b"\xff":
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == 0xDA and frame in (0xC0, 0xC1, 0xC2):
+            return frame == 0xC2 or jpeg[at + 4] < components
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame, components = marker, jpeg[at + 9]
+        at += 1 if marker == 0xFF else 2 + length
+    raise ValueError("its header is damaged, or it is lossless or arithmetic-coded; save it again")
 
 
 def _check_and_repair(image):

@@ -1,0 +1,131 @@
+"""Photographs as phones and cameras make them: large JPEGs. The right pixels are those that
+a file was made from."""
+
+import io
+import struct
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from models.dataset import open_image
+from models.dataset.images import MAX_COEFFICIENTS, MAX_PIXELS
+from tests.corpus.encoders import RGB, exif, png, saved, scene
+
+pytestmark = pytest.mark.filterwarnings("error")  # one message: none of Pillow's warnings beside it
+SMALL = scene(36, 48)
+KINDS = {
+    "baseline": dict(format="JPEG"),
+    "grey": dict(format="JPEG", mode="L"),
+    "CMYK": dict(format="JPEG", mode="CMYK"),
+    "progressive": dict(format="JPEG", progressive=True),
+    "MPO": dict(format="MPO", save_all=True, append_images=[Image.new("RGB", (48, 36))]),
+}
+
+
+@cache
+def large(kind):
+    """SMALL as a JPEG (bytes) of 108 megapixels."""
+    return saved(Image.fromarray(SMALL).resize((12_000, 9_000), Image.Resampling.BILINEAR), **KINDS[kind])
+
+
+def resized(jpeg, width, height):
+    """A JPEG (bytes) whose header has another size."""
+    at = next(jpeg.index(frame) for frame in (b"\xff\xc0", b"\xff\xc2") if frame in jpeg)
+    return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
+
+
+def solid(width, height):
+    """A grey JPEG (bytes). It need not be encoded: each of its blocks is the six bits 001010."""
+    head = resized(saved(np.full((8, 8), 128, np.uint8), "JPEG"), width, height)
+    blocks = -(-width // 8) * -(-height // 8)
+    return head[: head.index(b"\xff\xda") + 10] + b"\x28\xa2\x8a" * (blocks // 4 + 1) + b"\xff\xd9"
+
+
+def difference(image, want):
+    """The mean difference of an image from pixels (H, W, 3), at the size of these."""
+    small = image.resize(want.shape[1::-1], Image.Resampling.BOX)
+    return np.abs(np.asarray(small) - want.astype(float)).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_jpeg_comes_at_half_its_size(kind):
+    image = open_image(io.BytesIO(large(kind)))
+    want = Image.fromarray(SMALL).convert(KINDS[kind].get("mode", "RGB")).convert("RGB")
+    assert image.mode == "RGB" and image.size == (6_000, 4_500)
+    assert difference(image, np.asarray(want)) < 2
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_large_jpeg_is_upright(turn):
+    tags = exif(turn).tobytes()
+    jpeg = large("baseline")
+    image = open_image(
+        io.BytesIO(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + jpeg[2:])
+    )
+    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(saved(SMALL, "PNG", exif=exif(turn))))))
+    assert image.size == ((6_000, 4_500) if turn < 5 else (4_500, 6_000))
+    assert difference(image, want) < 2
+
+
+@pytest.mark.parametrize("size, scale", [((16_320, 12_240), 2), ((32_000, 12_000), 4), ((65_500, 1_400), 2)])
+def test_larger_jpeg_comes_smaller_still(size, scale):
+    """200 megapixels as phones have, an aerial photograph, a panorama."""
+    image = open_image(io.BytesIO(solid(*size)))
+    assert image.size == (size[0] // scale, size[1] // scale)
+    assert image.getextrema() == ((128, 128),) * 3
+
+
+def test_jpeg_at_the_limit_keeps_its_size():
+    height = MAX_PIXELS // 10_000
+    assert open_image(io.BytesIO(solid(10_000, height))).size == (10_000, height)
+
+
+def several_scans(progressive):
+    """Headers of a JPEG of 400 megapixels of which libjpeg would hold all coefficients."""
+    jpeg = saved(RGB, "JPEG", subsampling=0, progressive=progressive)
+    at = jpeg.index(b"\xff\xda")
+    first = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"  # a scan of one component of the three
+    return resized(jpeg[:at] + (jpeg[at:] if progressive else first), 20_000, 20_000) + bytes(3_000_000)
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (several_scans(True), f"1,200,000,000 coefficients.*{MAX_COEFFICIENTS:,}.*baseline"),
+        (several_scans(False), "1,200,000,000 coefficients"),
+        (resized(saved(RGB, "JPEG"), 12_000, 9_000), "bytes cannot hold 12000 x 9000"),
+        (
+            resized(saved(RGB, "JPEG"), 12_000, 9_000).replace(b"\xff\xc0", b"\xff\xc3") + bytes(10**6),
+            "lossless",
+        ),
+        (png(RGB, 8, 2, size=(12_000, 9_000)), f"12000 x 9000 pixels is over the limit of {MAX_PIXELS:,}"),
+        (png(RGB, 8, 2, size=(60_000, 9_000)), "60000 x 9000 pixels"),
+    ],
+    ids=["progressive", "one scan per component", "cut", "lossless", "PNG", "PNG twice the limit"],
+)
+def test_image_that_takes_too_much_memory_is_refused(data, reason, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"photo\.jpg: .*{reason}"):
+        open_image(tmp_path / "photo.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(12_000, 9_000), (16_320, 12_240)])
+def test_features_of_a_large_jpeg_are_those_of_the_full_decode(size, lite0, monkeypatch):
+    """python -m pytest tests/models/test_images.py -m slow -s"""
+    import torch
+    from skimage import data
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # Pillow decodes all pixels
+    found = {}
+    for name in ("astronaut", "chelsea", "coffee", "hubble_deep_field", "retina", "rocket"):
+        file = io.BytesIO()
+        Image.fromarray(getattr(data, name)()).resize(size).save(file, "JPEG", quality=80)
+        images = open_image(file), Image.open(file).convert("RGB")
+        assert images[0].width < images[1].width == size[0]
+        rows = lite0.encode(torch.stack([lite0.preprocess(image) for image in images]))
+        found[name] = torch.cosine_similarity(*rows, dim=0).item()
+    print(f"\n{size[0]} x {size[1]}: lowest cosine {min(found.values()):.5f} of", *found)
+    assert min(found.values()) > 0.98
