@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 # EPS and PDF are left out on purpose: Pillow hands them to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -33,10 +34,23 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+RAW = "it is a raw photograph; develop it, say with darktable, and save it as JPEG"
+# How raw photographs begin that are no TIFFs, or almost: Canon, Fujifilm, Minolta, Olympus, Panasonic, Phase
+# One, Sigma.
+RAW_HEADS = (
+    rb"(?s)(II\*\0|MM\0\*).{4}(CR|IIII|MMMM)|II.{4}HEAPCCDR|.{4}ftypcrx|FUJIFILMCCD-RAW"
+    rb"|\0MRM|II(RO|RS)|MMOR|IIU\0|FOVb"
+)
+RAW_PHOTOMETRIC = {32803, 34892}  # a color filter array; linear raw
+# Sony, Epson, Samsung (2), Kodak, Nikon, lossy DNG, Kodak, Pentax, by ExifTool's table of TIFF compressions.
+RAW_COMPRESSION = {32767, 32769, 32770, 32772, 32867, 34713, 34892, 65000, 65535}
+DNG_VERSION = 50706
+MAX_DIRECTORIES = 32  # of a TIFF that are looked at; a raw photograph has up to ten
 # Other files found in folders of images: how they begin, and the error for each. The last one matches
 # anything.
 NOT_IMAGES = {
     rb"\Z": "it is empty",
+    RAW_HEADS: RAW,
     rb"(?s).{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC photo; convert it to JPEG, say with pillow-heif",
     rb"(?s).{4}ftyp(?!avi)": "it is a video",
     rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?html": "it is a web page, so its download went wrong",
@@ -117,21 +131,62 @@ def _opened(file):
     """A binary file as a PIL image, not yet decoded: `Image.open` without its limit, which warns on stderr of
     images that `_reduce` refuses, and refuses JPEGs that it can read.
 
-    Raises UnidentifiedImageError."""
+    Raises UnidentifiedImageError, and ValueError for a raw photograph."""
     file.seek(0)
     head = file.read(100)
+    if re.match(RAW_HEADS, head):
+        raise UnidentifiedImageError
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN[name]
         accepted = accept(head[:16])  # a text where Pillow lacks the decoder
         if not accepted or isinstance(accepted, str):
             continue
+        if name == "TIFF":
+            _refuse_raw(file, head)
         file.seek(0)
         try:
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # those for which Image.open goes on
             continue
     raise UnidentifiedImageError
+
+
+def _refuse_raw(file, head):
+    """ValueError for a TIFF that is a raw photograph, or whose first page is only a thumbnail of another."""
+    pages = list(_directories(file, head))
+    for _, page in pages:
+        is_raw = page.get(262) in RAW_PHOTOMETRIC or page.get(259) in RAW_COMPRESSION
+        if is_raw or DNG_VERSION in page:
+            raise ValueError(RAW)
+    for below, page in pages[1:]:
+        first, width, height = pages[0][1], page.get(256, 0), page.get(257, 0)
+        is_full = not _is_reduced(page) and width * height > first.get(256, 0) * first.get(257, 0)
+        if is_full and (below or _is_reduced(first)):
+            size = f"{width} x {height} pixels"
+            raise ValueError(f"its first page is a thumbnail; save the page of {size} as a file of its own")
+
+
+def _directories(file, head):
+    """Yield (whether it is below a page, ImageFileDirectory_v2) of the first directories of a TIFF: the pages
+    and, among the SubIFDs of a page, the other sizes of it."""
+    end = file.seek(0, os.SEEK_END)
+    start = head[: 16 if head[2:3] == b"+" else 8]  # of a BigTIFF or a TIFF
+    todo, seen = [(False, ImageFileDirectory_v2(start).next)], set()
+    while todo and len(seen) < MAX_DIRECTORIES:
+        below, offset = todo.pop(0)
+        if offset in seen or not 0 < offset < end:
+            continue
+        seen.add(offset)
+        page = ImageFileDirectory_v2(start)
+        file.seek(offset)
+        page.load(file)
+        yield below, page
+        todo += [(True, at) for at in page.get(330, ())] + [(below, page.next)]
+
+
+def _is_reduced(page):
+    return bool(page.get(254, 0) & 1) or page.get(255) == 2  # NewSubfileType, SubfileType
 
 
 def _reduce(image):

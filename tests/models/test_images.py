@@ -1,4 +1,4 @@
-"""Photographs as phones and cameras make them: large JPEGs. The right pixels are those that
+"""Photographs as phones and cameras make them: large JPEGs, raw files. The right pixels are those that
 a file was made from."""
 
 import io
@@ -7,11 +7,12 @@ from functools import cache
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from models.dataset import open_image
 from models.dataset.images import MAX_COEFFICIENTS, MAX_PIXELS
-from tests.corpus.encoders import RGB, exif, png, saved, scene
+from tests.corpus.encoders import RGB, exif, png, saved, scene, tiff
 
 pytestmark = pytest.mark.filterwarnings("error")  # one message: none of Pillow's warnings beside it
 SMALL = scene(36, 48)
@@ -129,3 +130,82 @@ def test_features_of_a_large_jpeg_are_those_of_the_full_decode(size, lite0, monk
         found[name] = torch.cosine_similarity(*rows, dim=0).item()
     print(f"\n{size[0]} x {size[1]}: lowest cosine {min(found.values()):.5f} of", *found)
     assert min(found.values()) > 0.98
+
+
+def pages(*parts, **options):
+    """A TIFF (bytes) of the pages (pixels, how tifffile writes them)."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, **options) as out:
+        for pixels, how in parts:
+            out.write(pixels, **how)
+    return file.getvalue()
+
+
+SENSOR = np.arange(120 * 160, dtype=np.uint16).reshape(120, 160)
+MOSAIC = dict(photometric=32803, extratags=[(33421, 3, 2, (2, 2)), (33422, 1, 4, bytes([0, 1, 1, 2]))])
+THUMBNAIL = RGB, dict(photometric="rgb", subfiletype=1)
+OWNER = RGB, dict(photometric="rgb", subfiletype=1, subifds=1)
+PLAIN = RGB, dict(photometric="rgb")
+LARGER = scene(120, 168), dict(photometric="rgb")
+
+
+def compressed(number):
+    """A thumbnail, and behind it pixels in the compression of a camera maker."""
+    data = pages(THUMBNAIL, (SENSOR, dict(photometric="minisblack")))
+    tag = struct.pack("<HHI", 259, 3, 1)
+    at = data.rindex(tag) + len(tag)
+    return data[:at] + struct.pack("<H", number) + data[at + 2 :]
+
+
+RAW = {
+    "Nikon": pages(OWNER, (SENSOR, MOSAIC)),
+    "Nikon, big-endian": pages(OWNER, (SENSOR, MOSAIC), byteorder=">"),
+    "a page behind the thumbnail": pages(THUMBNAIL, (SENSOR, MOSAIC)),
+    "DNG": pages((RGB, dict(photometric="rgb", subfiletype=1, extratags=[(50706, 1, 4, b"\1\4\0\0")]))),
+    "linear DNG": pages(THUMBNAIL, (np.dstack([SENSOR] * 3), dict(photometric=34892))),
+    "Sony": compressed(32767),
+    "Samsung": compressed(32770),
+    "Kodak": compressed(65000),
+    "Pentax": tiff(bytes(99), {259: 65535, 262: 32803}),
+    "Canon CR2": b"II*\0\x10\0\0\0CR\2\0" + bytes(99),
+    "Canon CR3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+    "Canon CRW": b"II\x1a\0\0\0HEAPCCDR" + bytes(99),
+    "Fujifilm": b"FUJIFILMCCD-RAW 0201FF383501",
+    "Olympus": b"IIRO\x08\0\0\0" + bytes(99),
+    "Panasonic": b"IIU\0\x18\0\0\0" + bytes(99),
+    "Phase One": b"MM\0*\0\0\0\x10MMMMRawT" + bytes(99),
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+@pytest.mark.parametrize("camera", RAW)
+def test_raw_photograph_is_refused(camera, ending, tmp_path):
+    path = tmp_path / f"photo.{ending}"
+    path.write_bytes(RAW[camera])
+    with pytest.raises(ValueError, match=rf"photo\.{ending}: .*raw photograph.*JPEG"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("larger", ["page", "SubIFD"])
+def test_tiff_whose_first_page_is_a_thumbnail_is_refused(larger):
+    first = THUMBNAIL if larger == "page" else (RGB, dict(photometric="rgb", subifds=1))
+    with pytest.raises(ValueError, match="first page is a thumbnail.*168 x 120"):
+        open_image(io.BytesIO(pages(first, LARGER)))
+
+
+ORDINARY = {
+    "scans of two sizes": pages(PLAIN, LARGER),
+    "many scans": pages(*[PLAIN] * 50, LARGER),
+    "a pyramid in SubIFDs": pages((RGB, dict(photometric="rgb", subifds=1)), (RGB[::2, ::2], THUMBNAIL[1])),
+    "a pyramid in pages": pages(PLAIN, (RGB[::2, ::2], THUMBNAIL[1])),
+    "a page that says it is a thumbnail": pages(THUMBNAIL),
+    "thumbnails alone": pages(THUMBNAIL, (LARGER[0], THUMBNAIL[1])),
+    "BigTIFF": pages(PLAIN, LARGER, bigtiff=True),
+    "big-endian": pages(PLAIN, LARGER, byteorder=">"),
+    "a raw photograph developed": saved(RGB, "TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_ordinary_tiff_gives_its_first_page(kind):
+    assert np.array_equal(open_image(io.BytesIO(ORDINARY[kind])), RGB)
