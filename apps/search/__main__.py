@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apps.search.duplicates import NEAR, duplicates
 from apps.search.find import EXACT_ROWS, find
-from apps.search.index import CACHE, update
+from apps.search.index import CACHE, NEED_HEIF, update
 from apps.search.sheets import save
 from apps.search.store import DEFAULT, opened, shown
 from models import script
@@ -77,9 +77,11 @@ def _check(p, args):
 def run_index(args):
     done = update(args.dir, args.index, args.run, args.device, args.cache, args.batch_size, args.quiet)
     scan = done.scan
-    counts = (done.indexed, done.damaged, scan.others, scan.links, scan.hidden)
-    kinds = ("indexed", "damaged", "other files", "links", "hidden")
-    parts = " + ".join(f"{count:,} {kind}" for count, kind in zip(counts, kinds))
+    counts = (done.indexed, done.damaged, scan.heic, scan.others, scan.links, scan.hidden)
+    kinds = ("indexed", "damaged", NEED_HEIF, "other files", "links", "hidden")
+    parts = " + ".join(
+        f"{count:,} {kind}" for count, kind in zip(counts, kinds) if count or kind != NEED_HEIF
+    )
     changes = f"{done.changed:,} new or changed, {done.gone:,} gone"
     print(f"{printable(args.dir)}: {scan.seen:,} files seen = {parts}; {changes}")
 

@@ -18,21 +18,23 @@ from models.files import printable, sha256, stamp
 
 log = logging.getLogger(__name__)
 CACHE = ".cache/features.sqlite"
+NEED_HEIF = "HEIC files (pip install pillow-heif)"
 SKETCH = 256  # random directions: keep cosines to 0.01 (Johnson-Lindenstrauss) in 512 bytes
 
 
 class Scan(NamedTuple):
-    """What a folder holds. seen = len(found) + others + links + hidden."""
+    """What a folder holds. seen = len(found) + heic + others + links + hidden."""
 
     found: dict  # {path below the folder as bytes: stamp} of the files with the suffix of an image
     seen: int
+    heic: int  # files with the suffix of HEIC, which are read with pillow-heif
     others: int  # files with another suffix
     links: int  # symbolic links, not followed
     hidden: int  # files and folders whose name starts with a dot
 
 
 class Update(NamedTuple):
-    """What `update` did. scan.seen = indexed + damaged + others + links + hidden."""
+    """What `update` did. scan.seen = indexed + damaged + heic + others + links + hidden."""
 
     scan: Scan
     indexed: int
@@ -54,7 +56,8 @@ def update(
         raise ValueError(f"{directory}: no such folder of images")
     seen = scan(root)
     if not seen.found:
-        passed = f"{seen.others:,} other files, {seen.links:,} links, {seen.hidden:,} hidden"
+        heic = f"{seen.heic:,} {NEED_HEIF}, " if seen.heic else ""
+        passed = f"{heic}{seen.others:,} other files, {seen.links:,} links, {seen.hidden:,} hidden"
         raise ValueError(f"{directory}: no images in it ({passed}); an earlier index of it is kept")
     with opened(file, create=True) as store:
         if store.root not in ("", str(root)):
@@ -82,14 +85,11 @@ def update(
 def scan(root):
     """A Scan of a folder and those in it. A hidden folder counts as one, a folder that cannot be read is
     logged. Links are not followed: an image is indexed once, under its own name."""
-    from PIL import Image
+    from models.dataset import image_suffixes
 
-    from models.dataset import FORMATS
-
-    extensions = Image.registered_extensions().items()
-    suffixes = {suffix.encode() for suffix, name in extensions if name in FORMATS}
+    suffixes, heic_suffixes = image_suffixes()
     found = {}
-    seen = others = links = hidden = 0
+    seen = heic = others = links = hidden = 0
     folders = [b""]
     while folders:
         folder = folders.pop()
@@ -100,6 +100,7 @@ def scan(root):
             continue
         for entry in entries:
             path = os.path.join(folder, entry.name)
+            suffix = os.path.splitext(os.fsdecode(entry.name))[1].lower()
             if entry.name.startswith(b"."):
                 hidden += 1
             elif entry.is_symlink():
@@ -107,15 +108,17 @@ def scan(root):
             elif entry.is_dir():
                 folders.append(path)
                 continue
-            elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in suffixes:
+            elif entry.is_file() and suffix in suffixes:
                 try:
                     found[path] = stamp(entry.stat())
                 except FileNotFoundError:  # deleted in between
                     continue
+            elif suffix in heic_suffixes:
+                heic += 1
             else:
                 others += 1
             seen += 1
-    return Scan(found, seen, others, links, hidden)
+    return Scan(found, seen, heic, others, links, hidden)
 
 
 def fingerprint(run):
@@ -150,6 +153,7 @@ def add(store, root, todo, found, model, cache, batch_size, quiet):
     import torch.nn.functional as F
     from tqdm import tqdm
 
+    from models.dataset import HEIC_NEEDS
     from models.features import encode_files
 
     # Sketches are of the tower's features: the predictor leaves out what captions do not mention.
@@ -167,10 +171,11 @@ def add(store, root, todo, found, model, cache, batch_size, quiet):
                 blobs = zip(predicted.numpy(), sketches.numpy())
             with store.db:
                 for path, file in zip(todo[start : start + batch_size], batch):
-                    kept = (None, None)
+                    kept, known = (None, None), (found[path], file.digest)
                     if file.row is None:
                         log.warning("left out: %s", printable(file.error))
+                        known = ("", None) if HEIC_NEEDS in file.error else known  # read again next time
                     else:
                         kept = (blob.tobytes() for blob in next(blobs))
-                    store.write(path, found[path], file.digest, *kept)
+                    store.write(path, *known, *kept)
             bar.update(len(batch))

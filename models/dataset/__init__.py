@@ -8,7 +8,17 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 
 from .archive import VisionTextDataset, split_by_image
 from .frames import open_frames
-from .images import FORMATS, MAX_PIXELS, check_file, expand, image_path, open_image, upright_rgb
+from .images import (
+    FORMATS,
+    HEIC_NEEDS,
+    MAX_PIXELS,
+    check_file,
+    expand,
+    image_path,
+    image_suffixes,
+    open_image,
+    upright_rgb,
+)
 from .lookalikes import Lookalikes
 from .rewordings import reworded
 from .rows import Row, read_questions, read_rows
@@ -17,6 +27,7 @@ from .views import random_view
 
 __all__ = [
     "FORMATS",
+    "HEIC_NEEDS",
     "MAX_PIXELS",
     "Lookalikes",
     "Row",
@@ -24,6 +35,7 @@ __all__ = [
     "check_file",
     "expand",
     "image_path",
+    "image_suffixes",
     "open_frames",
     "open_image",
     "random_view",

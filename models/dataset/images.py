@@ -5,6 +5,7 @@ import re
 import stat
 import struct
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,6 +35,10 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+HEIC = rb"(?s).{4}ftyp(?=hei|hev|mi[fa]|msf)(?!.{,60}avi[fs])"  # mif1 is the first brand of some AVIFs, too
+HEIC_NEEDS = "pip install pillow-heif"
+HEIC_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}
+HDR = {16, 18}  # the transfer characteristics of PQ and HLG in ITU-T H.273
 RAW = "it is a raw photograph; develop it, say with darktable, and save it as JPEG"
 # How raw photographs begin that are no TIFFs, or almost: Canon, Fujifilm, Minolta, Olympus, Panasonic, Phase
 # One, Sigma.
@@ -51,14 +56,23 @@ MAX_DIRECTORIES = 32  # of a TIFF that are looked at; a raw photograph has up to
 NOT_IMAGES = {
     rb"\Z": "it is empty",
     RAW_HEADS: RAW,
-    rb"(?s).{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC photo; convert it to JPEG, say with pillow-heif",
-    rb"(?s).{4}ftyp(?!avi)": "it is a video",
+    HEIC: f"it is a HEIC photo; to read it: {HEIC_NEEDS}",
+    rb"(?s).{4}ftyp(?!avi|mif|msf)": "it is a video",
     rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?html": "it is a web page, so its download went wrong",
     rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|!doctype svg|svg)": "it is a drawing (SVG); save it as PNG",
     rb"8BPS": "it is a Photoshop file; save it as PNG",
     rb"version https://git-lfs": "it is a Git LFS pointer; fetch the image with: git lfs pull",
     rb"": f"it is not one of the formats read here ({', '.join(FORMATS)}), or its beginning is damaged",
 }
+
+
+def image_suffixes():
+    """(endings of the files that `open_image` reads, endings of those it would read with pillow-heif): two
+    sets of str such as ".jpg", in lower case."""
+    found = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    if find_spec("pillow_heif"):
+        return found | HEIC_SUFFIXES, set()
+    return found, HEIC_SUFFIXES
 
 
 def check_file(path):
@@ -93,7 +107,7 @@ def expand(paths):
 
 def open_image(file):
     """An image file (path or binary file object) as an upright RGB PIL image, see `upright_rgb`. A JPEG of
-    more than MAX_PIXELS comes at 1/2, 1/4 or 1/8 of its width and height.
+    more than MAX_PIXELS comes at 1/2, 1/4 or 1/8 of its width and height. HEIC needs the package pillow-heif.
 
     Raises ValueError with the reason when it cannot be decoded, OSError when it is missing or may not be
     read."""
@@ -149,7 +163,24 @@ def _opened(file):
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # those for which Image.open goes on
             continue
+    if re.match(HEIC, head):
+        return _heic(file)
     raise UnidentifiedImageError
+
+
+def _heic(file):
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise UnidentifiedImageError from None
+    file.seek(0)
+    try:
+        image = HeifImageFile(file)
+    except SyntaxError as error:
+        raise ValueError(f"damaged HEIC photo: {error}") from None
+    if image.info.get("nclx_profile", {}).get("transfer_characteristics") in HDR:
+        raise ValueError("HEIC photo in HDR (PQ or HLG), which would come out pale; save it as SDR")
+    return image
 
 
 def _refuse_raw(file, head):

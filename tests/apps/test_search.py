@@ -59,7 +59,7 @@ class World:
         """(indexed, damaged, changed, gone) of an Update that counts every file seen."""
         done = update(self.photos, self.index, self.run, "cpu", self.cache)
         scan = done.scan
-        assert scan.seen == done.indexed + done.damaged + scan.others + scan.links + scan.hidden
+        assert scan.seen == done.indexed + done.damaged + scan.heic + scan.others + scan.links + scan.hidden
         return done[1:]
 
     def find(self, *texts, **options):
@@ -268,6 +268,35 @@ def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, cap
     parts = "15 files seen = 8 indexed + 1 damaged + 1 other files + 3 links + 2 hidden"
     assert f"{parts}; 1 new or changed, 0 gone" in capsys.readouterr().out
     assert list(column(place.index, "id")) == [*before, "broken.jpg"]
+
+
+def test_index_names_heic_that_it_cannot_read(place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for name in ("IMG_0001.HEIC", "IMG_0002.heif", "two words/IMG_0003.HEIC", "IMG_0004.jpg"):
+        (place.photos / name).write_bytes(b"\0\0\0\x18ftypheic")
+    assert place.search("index", place.photos) == 0
+    kinds = "1 damaged + 3 HEIC files (pip install pillow-heif)"
+    assert f"12 files seen = 8 indexed + {kinds}" in capsys.readouterr().out
+    shutil.rmtree(place.photos / "two words")
+    for path in place.photos.glob("*.jpg"):
+        path.unlink()
+    assert place.search("index", place.photos) == 1
+    assert "2 HEIC files (pip install pillow-heif)" in capsys.readouterr().err
+
+
+def test_index_reads_heic_once_pillow_heif_is_installed(place, capsys, monkeypatch):
+    pillow_heif = pytest.importorskip(
+        "pillow_heif", reason="pillow-heif, an optional extra, is not installed"
+    )
+    image = pillow_heif.from_pillow(Image.linear_gradient("L").convert("RGB"))
+    image.save(place.photos / "IMG_0001.HEIC")
+    shutil.copy(place.photos / "IMG_0001.HEIC", place.photos / "IMG_0002.jpg")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        assert place.search("index", place.photos) == 0
+    assert "10 files seen = 8 indexed + 1 damaged + 1 HEIC files" in capsys.readouterr().out
+    assert place.search("index", place.photos) == 0
+    assert "10 files seen = 10 indexed + 0 damaged" in capsys.readouterr().out
 
 
 def test_index_of_an_emptied_or_another_folder_is_left_alone(place, capsys):

@@ -28,7 +28,7 @@ NOT_AN_IMAGE = "not one of the formats"
 def not_images():
     lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     box = struct.pack(">I", 24) + b"ftyp"
-    heic = [(f"{brand}.heic", box + brand.encode() + bytes(500), "pillow-heif") for brand in HEIC]
+    heic = [(f"{brand}.heic", box + brand.encode() + bytes(500), "HEIC") for brand in HEIC]
     others = "ICO TGA PCX EPS PDF SGI DDS ICNS".split()
     others = [(f"other.{name.lower()}", saved(scene(64, 64), name), NOT_AN_IMAGE) for name in others]
     return [

@@ -1,8 +1,9 @@
-"""Photographs as phones and cameras make them: large JPEGs, raw files. The right pixels are those that
+"""Photographs as phones and cameras make them: large JPEGs, HEIC, raw files. The right pixels are those that
 a file was made from."""
 
 import io
 import struct
+import sys
 from functools import cache
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from models.dataset import open_image
+from models.dataset import image_suffixes, open_image
 from models.dataset.images import MAX_COEFFICIENTS, MAX_PIXELS
-from tests.corpus.encoders import RGB, exif, png, saved, scene, tiff
+from tests.corpus.encoders import RGB, exif, png, saved, scene, stored, tiff
 
 pytestmark = pytest.mark.filterwarnings("error")  # one message: none of Pillow's warnings beside it
 SMALL = scene(36, 48)
@@ -209,3 +210,78 @@ ORDINARY = {
 @pytest.mark.parametrize("kind", ORDINARY)
 def test_ordinary_tiff_gives_its_first_page(kind):
     assert np.array_equal(open_image(io.BytesIO(ORDINARY[kind])), RGB)
+
+
+@pytest.fixture
+def heic():
+    """(pixels, options) -> the bytes of a HEIC."""
+    pillow_heif = pytest.importorskip(
+        "pillow_heif", reason="pillow-heif, an optional extra, is not installed"
+    )
+
+    def encoded(pixels, **options):
+        file = io.BytesIO()
+        mode = {1: "RGB", 2: "RGB;16"}[pixels.itemsize]
+        image = pillow_heif.from_bytes(mode, pixels.shape[1::-1], pixels.tobytes())
+        image.save(file, quality=95, **{"chroma": 444} | options)
+        return file.getvalue()
+
+    return encoded
+
+
+PHOTO = scene(120, 168)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_heic_is_upright(turn, heic):
+    """The file has the turn twice, as in phones: as transformation, and in the EXIF, which must not count."""
+    image = open_image(io.BytesIO(heic(stored(PHOTO, turn), exif=exif(turn).tobytes())))
+    assert image.mode == "RGB" and image.size == (168, 120)
+    assert difference(image, PHOTO) < 2
+
+
+@pytest.mark.parametrize("kind", ["10 bit", "tiles", "half colors"])
+def test_heic_is_read_whatever_its_name_and_kind(kind, heic, tmp_path):
+    pixels = PHOTO.astype(np.uint16) * 257 if kind == "10 bit" else PHOTO
+    options = {"tiles": dict(tile_size=64), "half colors": dict(chroma=420)}.get(kind, {})
+    for name, brand in (("a.heic", b"heic"), ("b.jpg", b"heix"), ("c.png", b"mif1"), ("d", b"msf1")):
+        data = heic(pixels, **options)
+        (tmp_path / name).write_bytes(data[:8] + brand + data[12:])
+        assert difference(open_image(tmp_path / name), PHOTO) < 4
+
+
+@pytest.mark.parametrize("cut", [40, 300, 700])
+def test_heic_cut_short_is_refused(cut, heic):
+    with pytest.raises(ValueError, match="image: .*"):
+        open_image(io.BytesIO(heic(PHOTO)[:cut]))
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_heic_in_hdr_is_refused(transfer, heic):
+    deep = PHOTO.astype(np.uint16) * 257
+    with pytest.raises(ValueError, match="HDR.*SDR"):
+        open_image(io.BytesIO(heic(deep, color_primaries=9, transfer_characteristics=transfer)))
+
+
+@pytest.mark.parametrize("brand", ["heic", "heix", "hevc", "mif1", "msf1"])
+def test_heic_without_pillow_heif_names_the_package(brand, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_0001.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + bytes(500))
+    with pytest.raises(ValueError, match=r"IMG_0001\.jpg: .*HEIC.*pip install pillow-heif"):
+        open_image(tmp_path / "IMG_0001.jpg")
+
+
+def test_avif_needs_no_pillow_heif(monkeypatch):
+    """Whether its first brand is its own or that of all such containers."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = saved(PHOTO, "AVIF", quality=95)
+    for brand in (b"avif", b"mif1"):
+        assert difference(open_image(io.BytesIO(data[:8] + brand + data[12:])), PHOTO) < 3
+
+
+def test_suffixes_tell_what_pillow_heif_would_add(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    found, missing = image_suffixes()
+    assert {".jpg", ".png", ".avif"} <= found and missing == {".heic", ".heics", ".heif", ".heifs", ".hif"}
+    monkeypatch.setitem(sys.modules, "pillow_heif", sys)
+    assert image_suffixes() == (found | missing, set())
