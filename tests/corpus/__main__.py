@@ -1,11 +1,13 @@
-"""Files as strangers' folders hold them: odd and broken images, odd and broken captions files.
+"""Files as strangers' folders hold them: odd and broken images, odd and broken captions files, and what
+people have on their disks (photographs, tars, folders, text files, videos).
 
     python -m tests.corpus                    make the files, try all of them, print the table
     python -m tests.corpus --keep DIR         and leave the files there
     python -m tests.corpus --mutations 100    100 random changes per format instead of 8
 
 What must come of a file is known before it is written: its pixels or rows, or one error with the path and the
-reason. Anything else is wrong, and so is a file that takes over 10 s or 4 GB.
+reason. Anything else is wrong, and so is a file that takes over 10 s or 4 GB. Rows, members of a tar, files
+of a folder and frames must come out, or be counted as left out.
 """
 
 import os
@@ -14,14 +16,24 @@ import tempfile
 from pathlib import Path
 
 from models.script import parser
-from tests.corpus import captions, images
+from tests.corpus import captions, clips, everyday, images
 from tests.corpus.trial import table, trial
+
+KINDS = {
+    "images": images.KINDS,
+    "captions files": captions.KINDS,
+    "what people have": everyday.KINDS + clips.KINDS,
+}
 
 
 def run(folder, mutations=8):
-    """(Cases, outcomes, largest resident memory in bytes) of the whole corpus, written to `folder`."""
-    cases = images.make_images(folder / "image", mutations) + captions.make_captions(folder / "captions")
-    return cases, *trial(cases)
+    """(Cases, outcomes, largest resident memory in bytes) of the whole corpus, written to `folder`. The
+    memory is that of images and captions files: packing loads torch."""
+    hostile = images.make_images(folder / "image", mutations)
+    hostile += captions.make_captions(folder / "captions")
+    outcomes, peak = trial(hostile)
+    usual = everyday.make_everyday(folder / "everyday") + clips.make_clips(folder / "clips")
+    return hostile + usual, outcomes + trial(usual)[0], peak
 
 
 def main(argv=None):
@@ -36,9 +48,9 @@ def main(argv=None):
         os.chmod(scratch, 0o755)  # "nobody" must reach a file to find that it may not be read
         folder = Path(args.keep or scratch).resolve()
         cases, outcomes, peak = run(folder, args.mutations)
-    for title, kinds in (("images", images.KINDS), ("captions files", captions.KINDS)):
+    for title, kinds in KINDS.items():
         print(*table(title, kinds, cases, outcomes), sep="\n", end="\n\n")
-    print(f"largest resident memory {peak / 2**20:,.0f} MB")
+    print(f"largest resident memory {peak / 2**20:,.0f} MB, for an image or a captions file")
     for case, outcome in zip(cases, outcomes):
         if outcome not in ("right", "error"):
             print(f"{case.path.relative_to(folder)}: {outcome}")
