@@ -70,9 +70,9 @@ def picture(frame, look):
     if look.transfer in HDR or look.primaries == BT2020:
         if frame.colorspace == UNKNOWN:
             frame.colorspace = BT2020
-        pixels = frame.reformat(format="rgb48le", **size).to_ndarray()
+        pixels = frame.reformat(format="rgb48le", threads=1, **size).to_ndarray()
         return _upright(Image.fromarray(sdr(pixels, look)), frame)
-    return _upright(frame.to_image(**size), frame)
+    return _upright(frame.to_image(threads=1, **size), frame)
 
 
 def _upright(image, frame):
