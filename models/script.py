@@ -31,6 +31,20 @@ def add_model_flags(arguments):
     add_quiet(arguments)
 
 
+def add_folder_flags(arguments):
+    """Add --exclude and --follow-links, for what walks a folder."""
+    what = "leave out files and folders of this name or path, such as '*.png' or 2019/raw; may be repeated"
+    arguments.add_argument("--exclude", action="append", default=[], help=what, metavar="PATTERN")
+    add_follow_links(arguments)
+
+
+def add_follow_links(arguments):
+    """Add --follow-links."""
+    switch = argparse.BooleanOptionalAction
+    what = "read images behind symbolic links, also outside the folder"
+    arguments.add_argument("--follow-links", action=switch, default=False, help=what)
+
+
 def add_quiet(arguments):
     """Add --quiet."""
     arguments.add_argument(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apps.search.duplicates import NEAR, duplicates
 from apps.search.find import EXACT_ROWS, find
-from apps.search.index import CACHE, NEED_HEIF, update
+from apps.search.index import CACHE, update
 from apps.search.sheets import save
 from apps.search.store import DEFAULT, opened, shown
 from models import script
@@ -30,9 +30,9 @@ def parse(argv):
     p = script.parser("python -m apps.search", __doc__)
     commands = p.add_subparsers(dest="command", required=True)
     c = commands.add_parser("index", help="make or update the index of a folder")
-    c.add_argument(
-        "dir", help="folder of images and folders; hidden ones and links are left out", metavar="DIR"
-    )
+    what = "folder of images and folders; hidden ones, system files and links are left out"
+    c.add_argument("dir", help=what, metavar="DIR")
+    script.add_folder_flags(c)
     cache = "features that train.py and this share (default %(default)s)"
     c.add_argument("--cache", default=CACHE, help=cache, metavar="FILE")
     c.add_argument("--batch-size", type=int, default=32, help="images per transaction (default %(default)s)")
@@ -75,15 +75,10 @@ def _check(p, args):
 
 
 def run_index(args):
-    done = update(args.dir, args.index, args.run, args.device, args.cache, args.batch_size, args.quiet)
-    scan = done.scan
-    counts = (done.indexed, done.damaged, scan.heic, scan.others, scan.links, scan.hidden)
-    kinds = ("indexed", "damaged", NEED_HEIF, "other files", "links", "hidden")
-    parts = " + ".join(
-        f"{count:,} {kind}" for count, kind in zip(counts, kinds) if count or kind != NEED_HEIF
-    )
-    changes = f"{done.changed:,} new or changed, {done.gone:,} gone"
-    print(f"{printable(args.dir)}: {scan.seen:,} files seen = {parts}; {changes}")
+    options = (args.device, args.cache, args.batch_size, args.quiet, args.exclude, args.follow_links)
+    done = update(args.dir, args.index, args.run, *options)
+    counts = done.walked.counted(args.dir, f"{done.indexed:,} indexed", f"{done.damaged:,} damaged")
+    print(f"{counts}; {done.changed:,} new or changed, {done.gone:,} gone")
 
 
 def run_find(args, store):

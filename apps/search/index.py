@@ -18,25 +18,13 @@ from models.files import printable, sha256, stamp
 
 log = logging.getLogger(__name__)
 CACHE = ".cache/features.sqlite"
-NEED_HEIF = "HEIC files (pip install pillow-heif)"
 SKETCH = 256  # random directions: keep cosines to 0.01 (Johnson-Lindenstrauss) in 512 bytes
 
 
-class Scan(NamedTuple):
-    """What a folder holds. seen = len(found) + heic + others + links + hidden."""
-
-    found: dict  # {path below the folder as bytes: stamp} of the files with the suffix of an image
-    seen: int
-    heic: int  # files with the suffix of HEIC, which are read with pillow-heif
-    others: int  # files with another suffix
-    links: int  # symbolic links, not followed
-    hidden: int  # files and folders whose name starts with a dot
-
-
 class Update(NamedTuple):
-    """What `update` did. scan.seen = indexed + damaged + heic + others + links + hidden."""
+    """What `update` did. len(walked.files) = indexed + damaged."""
 
-    scan: Scan
+    walked: tuple  # Walk of models/dataset/folders.py
     indexed: int
     damaged: int  # cannot be decoded
     changed: int  # files that are new or changed since the last time
@@ -44,81 +32,54 @@ class Update(NamedTuple):
 
 
 def update(
-    directory, file=DEFAULT, run="runs/default", device="auto", cache=CACHE, batch_size=32, quiet=True
+    directory,
+    file=DEFAULT,
+    run="runs/default",
+    device="auto",
+    cache=CACHE,
+    batch_size=32,
+    quiet=True,
+    exclude=(),
+    follow_links=False,
 ):
-    """Make `file` the index of the images below `directory`, and return an Update.
+    """Make `file` the index of the images below `directory`, and return an Update. `exclude` and
+    `follow_links` are those of `walk` in models/dataset/folders.py.
 
     Files that cannot be decoded are logged once and read again only when they change. Raises ValueError for a
     folder without images, which is what an unmounted disk looks like, and for the index of another folder;
     the index stays as it is."""
+    from models.dataset import walk
+
     root = Path(directory).resolve()
     if not root.is_dir():
         raise ValueError(f"{directory}: no such folder of images")
-    seen = scan(root)
-    if not seen.found:
-        heic = f"{seen.heic:,} {NEED_HEIF}, " if seen.heic else ""
-        passed = f"{heic}{seen.others:,} other files, {seen.links:,} links, {seen.hidden:,} hidden"
-        raise ValueError(f"{directory}: no images in it ({passed}); an earlier index of it is kept")
+    walked = walk(root, exclude, follow_links)
+    if not walked.files:
+        parts = ", ".join(walked.parts())
+        raise ValueError(f"{directory}: no images in it ({parts}); an earlier index of it is kept")
+    found = {os.fsencode(path): stamp(stat) for path, stat in walked.files.items()}
     with opened(file, create=True) as store:
         if store.root not in ("", str(root)):
             raise ValueError(
                 f"{file}: is the index of {shown(store.root)}; name another file with --index, or delete it"
             )
-        todo, gone = store.compare(root, seen.found)
+        todo, gone = store.compare(root, found)
         trained = fingerprint(run)
         if todo or not trained or store.meta.get("trained") != trained:
             model, other = _adopt(store, root, run, device, trained)
             if other:
-                todo, gone = sorted(seen.found), set()
-        if todo or gone:
-            with store.db:
+                todo, gone = sorted(found), set()
+        with store.db:
+            store.put(follow_links="1" if follow_links else "")
+            if todo or gone:
                 store.put(complete="0", ann="")  # the approximate index holds other rows
         if todo:
-            add(store, root, todo, seen.found, model, cache, batch_size, quiet)
+            add(store, root, todo, found, model, cache, batch_size, quiet)
         with store.db:
             store.remove(gone)
             store.put(complete="1", run=place(run))  # the same model may be in another folder now
         indexed = store.count()
-    return Update(seen, indexed, len(seen.found) - indexed, len(todo), len(gone))
-
-
-def scan(root):
-    """A Scan of a folder and those in it. A hidden folder counts as one, a folder that cannot be read is
-    logged. Links are not followed: an image is indexed once, under its own name."""
-    from models.dataset import image_suffixes
-
-    suffixes, heic_suffixes = image_suffixes()
-    found = {}
-    seen = heic = others = links = hidden = 0
-    folders = [b""]
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = list(os.scandir(os.path.join(os.fsencode(root), folder)))
-        except (PermissionError, FileNotFoundError) as error:
-            log.warning("passed over: %s", printable(str(error)))
-            continue
-        for entry in entries:
-            path = os.path.join(folder, entry.name)
-            suffix = os.path.splitext(os.fsdecode(entry.name))[1].lower()
-            if entry.name.startswith(b"."):
-                hidden += 1
-            elif entry.is_symlink():
-                links += 1
-            elif entry.is_dir():
-                folders.append(path)
-                continue
-            elif entry.is_file() and suffix in suffixes:
-                try:
-                    found[path] = stamp(entry.stat())
-                except FileNotFoundError:  # deleted in between
-                    continue
-            elif suffix in heic_suffixes:
-                heic += 1
-            else:
-                others += 1
-            seen += 1
-    return Scan(found, seen, heic, others, links, hidden)
+    return Update(walked, indexed, len(found) - indexed, len(todo), len(gone))
 
 
 def fingerprint(run):

@@ -149,7 +149,8 @@ class Index:
 
         query = "SELECT CAST(path AS BLOB) FROM images WHERE id = ?"
         names = [self.db.execute(query, (number,)).fetchone()[0] for number in numbers]
-        return [image_path(self.root, os.fsdecode(name)) for name in names]
+        follow_links = bool(self.meta.get("follow_links"))
+        return [image_path(self.root, os.fsdecode(name), follow_links) for name in names]
 
     def count(self):
         """How many images have a row, that is, could be decoded."""

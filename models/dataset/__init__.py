@@ -7,14 +7,13 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 """
 
 from .archive import VisionTextDataset, split_by_image
+from .folders import expand, image_path, walk
 from .frames import open_frames
 from .images import (
     FORMATS,
     HEIC_NEEDS,
     MAX_PIXELS,
     check_file,
-    expand,
-    image_path,
     image_suffixes,
     open_image,
     upright_rgb,
@@ -49,4 +48,5 @@ __all__ = [
     "split_by_image",
     "split_lines",
     "upright_rgb",
+    "walk",
 ]

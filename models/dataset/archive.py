@@ -11,8 +11,9 @@ from pathlib import Path
 
 from models.files import listed, tally
 
+from .folders import image_path
 from .frames import open_frames
-from .images import check_file, image_path
+from .images import check_file
 from .lookalikes import Lookalikes
 from .rows import read_rows
 

@@ -84,27 +84,6 @@ def check_file(path):
     return Path(path)
 
 
-def image_path(image_dir, name):
-    """The path of an image inside `image_dir`. ValueError for a name that leads outside: names may come from
-    strangers."""
-    folder = Path(image_dir).resolve()
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder) or "\0" in name:
-        raise ValueError(f"{name!r} leads out of the image folder {image_dir}")
-    return path
-
-
-def expand(paths):
-    """A list of Path: files as they are, and for each folder the files in it, sorted. ValueError when that is
-    none."""
-    found = []
-    for path in map(Path, paths):
-        found += sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    if not found:
-        raise ValueError(f"{', '.join(map(str, paths))}: no files in it")
-    return found
-
-
 def open_image(file):
     """An image file (path or binary file object) as an upright RGB PIL image, see `upright_rgb`. A JPEG of
     more than MAX_PIXELS comes at 1/2, 1/4 or 1/8 of its width and height. HEIC needs the package pillow-heif.

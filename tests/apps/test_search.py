@@ -56,10 +56,10 @@ class World:
         return search.main(list(map(str, flags)))
 
     def update(self):
-        """(indexed, damaged, changed, gone) of an Update that counts every file seen."""
+        """(indexed, damaged, changed, gone) of an Update that counts every file."""
         done = update(self.photos, self.index, self.run, "cpu", self.cache)
-        scan = done.scan
-        assert scan.seen == done.indexed + done.damaged + scan.heic + scan.others + scan.links + scan.hidden
+        left_out = sum(done.walked.left_out.values())
+        assert done.walked.seen == done.indexed + done.damaged + left_out
         return done[1:]
 
     def find(self, *texts, **options):
@@ -262,11 +262,12 @@ def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, cap
     (place.photos / "two words" / "up").symlink_to(place.photos)
     shutil.copy(place.photos / "astronaut.jpg", place.photos / ".hidden.jpg")
     (place.photos / ".thumbnails").mkdir()
+    (place.photos / ".thumbnails" / "small.jpg").touch()
     (place.photos / "notes.txt").write_text("not an image")
     (place.photos / "broken.jpg").write_bytes(b"no image")
     assert place.search("index", place.photos) == 0
-    parts = "15 files seen = 8 indexed + 1 damaged + 1 other files + 3 links + 2 hidden"
-    assert f"{parts}; 1 new or changed, 0 gone" in capsys.readouterr().out
+    parts = "15 files seen = 8 indexed + 1 damaged + 2 hidden + 3 links (--follow-links reads them)"
+    assert f"{parts} + 1 other files (1 .txt); 1 new or changed, 0 gone" in capsys.readouterr().out
     assert list(column(place.index, "id")) == [*before, "broken.jpg"]
 
 
@@ -297,6 +298,37 @@ def test_index_reads_heic_once_pillow_heif_is_installed(place, capsys, monkeypat
     assert "10 files seen = 8 indexed + 1 damaged + 1 HEIC files" in capsys.readouterr().out
     assert place.search("index", place.photos) == 0
     assert "10 files seen = 10 indexed + 0 damaged" in capsys.readouterr().out
+
+
+def test_thumbnails_of_a_nas_and_what_is_excluded_are_left_out_and_counted(place, capsys):
+    for folder in ("@eaDir/astronaut.jpg", "#recycle", "two words/__MACOSX", "two words/raw"):
+        (place.photos / folder).mkdir(parents=True)
+        shutil.copy(place.photos / "astronaut.jpg", place.photos / folder / "copy.jpg")
+    (place.photos / "two words" / "Thumbs.db").touch()
+    before = column(place.index, "id")
+    assert place.search("index", place.photos, "--exclude", "raw", "--exclude", "*.gif") == 0
+    left_out = "1 #recycle + 1 @eaDir + 1 Thumbs.db + 1 __MACOSX + 1 excluded; 0 new or changed"
+    assert f"13 files seen = 8 indexed + 0 damaged + {left_out}" in capsys.readouterr().out
+    assert column(place.index, "id") == before
+
+
+def test_linked_images_are_indexed_and_found_with_follow_links(place, capsys):
+    """As download caches lay files: names that lead to files named by their content."""
+    cache = place.root / "cache"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshot").mkdir()
+    for n, photo in enumerate(place.photos.rglob("*.jpg")):
+        shutil.copy(photo, cache / "blobs" / f"{n:040x}")
+        (cache / "snapshot" / photo.name).symlink_to(f"../blobs/{n:040x}")
+    (cache / "snapshot" / "circle").symlink_to(".")
+    index = cache / "index.sqlite"
+    assert place.search("index", cache / "snapshot", index=index) == 1
+    assert "9 links (--follow-links reads them)" in capsys.readouterr().err
+    assert place.search("index", cache / "snapshot", "--follow-links", index=index) == 0
+    parts = "9 files seen = 8 indexed + 0 damaged + 1 links to what is read anyway"
+    assert parts in capsys.readouterr().out
+    assert place.search("find", PHOTOS["coffee.png"], "--top", 1, index=index) == 0
+    assert capsys.readouterr().out.strip().endswith("snapshot/coffee.jpg")
 
 
 def test_index_of_an_emptied_or_another_folder_is_left_alone(place, capsys):

@@ -1,0 +1,225 @@
+"""What lies in a folder of images: the files to read, and how many are left out and why.
+
+walked = walk("photos", exclude=["*_small.jpg"])
+walked.files                      # {"2019/a.jpg": os.stat_result}
+walked.seen, walked.parts()       # 5, ["1 images", "3 hidden", "1 other files (1 .txt)"]
+expand(["a.jpg", "photos"])       # [Path("a.jpg"), Path("photos/b.jpg")]
+"""
+
+import logging
+import os
+from collections import Counter
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from models.files import printable
+
+from .images import DECODE_ERRORS, FORMATS, HEIC_NEEDS, image_suffixes
+
+log = logging.getLogger(__name__)
+HIDDEN = "."  # how a hidden name begins: .DS_Store, ._a.jpg, .git, .thumbnails, .ipynb_checkpoints
+# Files and folders that systems, NAS boxes and archivers leave between images. Case does not matter.
+SYSTEM = (
+    "__MACOSX, Thumbs.db, ehthumbs.db, desktop.ini, Icon\r, @eaDir, @tmp, @Recycle, #recycle, #snapshot, "
+    "$RECYCLE.BIN, RECYCLER, System Volume Information, lost+found"
+).split(", ")
+LINKS, REPEATED, OTHERS = "links", "links to what is read anyway", "other files"
+HEIC = f"HEIC files ({HEIC_NEEDS})"
+
+
+class Walk(NamedTuple):
+    """What a folder holds. Each file is in `files` or counted in `left_out`. A link to a folder that is not
+    followed counts as a file, and so does a folder that cannot be read."""
+
+    files: dict  # {path below the folder, with slashes: os.stat_result}, sorted
+    left_out: Counter  # {reason: how many files}
+    suffixes: Counter  # {suffix: how many files} of the other files
+
+    @property
+    def seen(self):
+        """The number of files: those to read and those left out."""
+        return len(self.files) + self.left_out.total()
+
+    def parts(self, *kinds):
+        """The counts of which `seen` is the sum, as a list of text. `kinds` say in place of "N images" what
+        became of the files."""
+        parts = list(kinds) or [f"{len(self.files):,} images"]
+        common = ", ".join(f"{count:,} {suffix}" for suffix, count in self.suffixes.most_common(3))
+        more = ", ..." if len(self.suffixes) > 3 else ""
+        details = {LINKS: " (--follow-links reads them)", OTHERS: f" ({common}{more})"}
+        reasons = sorted(self.left_out.items())
+        return parts + [f"{count:,} {printable(why)}{details.get(why, '')}" for why, count in reasons]
+
+    def counted(self, folder, *kinds):
+        """One line: how many files `folder` holds, and what they are."""
+        return f"{printable(str(folder))}: {self.seen:,} files seen = {' + '.join(self.parts(*kinds))}"
+
+
+def image_path(image_dir, name, follow_links=False):
+    """The path of an image inside `image_dir`. ValueError for a name that leads outside, since names may come
+    from strangers, and, unless `follow_links`, for a link that does."""
+    folder = Path(image_dir).resolve()
+    inside = Path(os.path.normpath(folder / name))
+    if "\0" in name or not inside.is_relative_to(folder):
+        raise ValueError(f"{name!r} leads out of the image folder {image_dir}")
+    if follow_links:
+        return inside
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        what = f"{name!r} leads out of the image folder {image_dir} through a link"
+        raise ValueError(f"{what}; --follow-links reads it")
+    return path
+
+
+def expand(paths, exclude=(), follow_links=False):
+    """A list of Path: files as they are, and for each folder the images in it, sorted. What a folder holds is
+    logged. ValueError for a folder without images."""
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        walked = walk(path, exclude, follow_links, deep=False)
+        if not walked.files:
+            raise ValueError(f"{path}: no images in it ({', '.join(walked.parts())})")
+        log.info("%s", walked.counted(path))
+        found += [path / name for name in walked.files]
+    return found
+
+
+def walk(root, exclude=(), follow_links=False, deep=True):
+    """The Walk of a folder and, if `deep`, of those in it.
+
+    Images are told by their suffix, those without one by their content. Left out are hidden and SYSTEM files
+    and folders, with all that is in them, and what matches a pattern of `exclude`: a name, or a path below
+    the folder. With `follow_links` a link is read under its own name, unless it leads to a file or a folder
+    that is read anyway, so links in a circle end."""
+    walked = Walk({}, Counter({"excluded": 0} if exclude else {}), Counter())
+    patterns = [pattern.rstrip("/") for pattern in exclude]
+    scanner = _Scanner(os.fspath(root), patterns, follow_links, deep, walked)
+    scanner.enter("", os.stat(root))
+    scanner.work()
+    return walked._replace(files=dict(sorted(walked.files.items())))
+
+
+def passed_over(name):
+    """Why a file or folder of this name is left out: "hidden", its name in SYSTEM, or None."""
+    if name.startswith(HIDDEN):
+        return "hidden"
+    return next((known for known in SYSTEM if known.lower() == name.lower()), None)
+
+
+class _Scanner:
+    """The folders and links still to look at, and what is read already."""
+
+    def __init__(self, root, exclude, follow_links, deep, walked):
+        self.suffixes, self.heic = image_suffixes()
+        self.root, self.exclude, self.deep, self.walked = root, exclude, deep, walked
+        self.follow_links = follow_links
+        self.folders, self.links = [], []
+        self.read = set()  # (device, inode) of the folders and files that are read under their own name
+
+    def work(self):
+        """Folders first, so that a file is read under its own name and not under that of a link to it."""
+        while self.folders or self.links:
+            if self.folders:
+                self.scan(*self.folders.pop())
+            else:
+                self.follow(self.links.pop(0))
+
+    def enter(self, path, stat, why=None):
+        """Look at a folder later. `why` says why what is in it is left out, if so."""
+        if why or self.is_new(stat):
+            self.folders.append((path, why))
+        else:
+            self.leave_out(REPEATED)
+
+    def is_new(self, stat):
+        """Whether this folder or file is read for the first time."""
+        place = (stat.st_dev, stat.st_ino)
+        if not self.follow_links:  # then there is one way to each
+            return True
+        is_new = place not in self.read
+        self.read.add(place)
+        return is_new
+
+    def scan(self, folder, why):
+        try:
+            entries = sorted(os.scandir(os.path.join(self.root, folder)), key=lambda entry: entry.name)
+        except OSError as error:
+            if not why:
+                log.warning("passed over: %s", printable(str(error)))
+            self.leave_out(why or "folders that cannot be read")
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                self.place(entry, path, why or self.why_not(entry.name, path))
+            except FileNotFoundError:  # deleted in between
+                continue
+
+    def why_not(self, name, path):
+        """Why a path is left out for its name, or None."""
+        if any(fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude):
+            return "excluded"
+        return passed_over(name)
+
+    def place(self, entry, path, why):
+        """Queue a folder or link; read or count a file."""
+        if entry.is_symlink():
+            if self.follow_links and not why:
+                self.links.append(path)
+            else:
+                self.leave_out(why or LINKS)
+        elif entry.is_dir():
+            if self.deep:
+                self.enter(path, os.stat(entry.path), why)
+            else:
+                self.leave_out("folders")
+        elif why:
+            self.leave_out(why)
+        else:
+            stat = os.stat(entry.path) if self.follow_links else entry.stat()
+            self.is_new(stat)
+            self.take(path, stat, entry.is_file())
+
+    def follow(self, path):
+        """Read what a link leads to."""
+        target = os.path.join(self.root, path)
+        try:
+            stat = os.stat(target)
+        except OSError:
+            self.leave_out("broken links")
+            return
+        if os.path.isdir(target) and self.deep:
+            self.enter(path, stat)
+        elif os.path.isdir(target):
+            self.leave_out("folders")
+        elif (stat.st_dev, stat.st_ino) in self.read:
+            self.leave_out(REPEATED)
+        else:
+            self.take(path, stat, os.path.isfile(target))
+
+    def take(self, path, stat, is_file):
+        """Read a file that is an image, count another."""
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in self.heic:
+            self.leave_out(HEIC)
+        elif is_file and (suffix in self.suffixes or not suffix and self.begins_as_image(path)):
+            self.walked.files[path] = stat
+        else:
+            self.leave_out(OTHERS)
+            self.walked.suffixes[suffix or "without suffix"] += 1
+
+    def begins_as_image(self, path):
+        from PIL import Image
+
+        try:
+            Image.open(os.path.join(self.root, path), formats=FORMATS).close()
+        except DECODE_ERRORS:
+            return False
+        return True
+
+    def leave_out(self, why):
+        self.walked.left_out[why] += 1
