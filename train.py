@@ -40,13 +40,13 @@ def flags():
     add("--csv", default="unique_caption.csv", help="captions file (default %(default)s)")
     add("--images", default="my_image_archive", help="folder of the images (default %(default)s)")
     add("--image-column", default="image_name", help="column of image names (default %(default)s)")
-    column_help = "column of captions, or several (default comment)"
-    add("--caption-column", nargs="+", default=["comment"], metavar="COLUMN", help=column_help)
+    add("--caption-column", nargs="+", default=["comment"], help="one or several (default comment)")
     add("--caption-lists", action=switch, default=False, help="read a list in a field as several captions")
     add("--questions", default="", metavar="FILE", help="questions: image_name, question, answer[, type]")
     add("--shards", default="", metavar="TARS", help="WebDataset tars, such as 'cc3m-{00000..00331}.tar'")
     add("--shard-features", default=".cache/shards", help="folder of their features (default %(default)s)")
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
+    add("--follow-links", action=switch, default=False, help="read images behind links out of the folder")
     add("--val-fraction", type=float, default=0.1, help="share of images held out (default %(default)s)")
     add(
         "--views", type=int, default=0, help="augmented views of each image to train on (default %(default)s)"

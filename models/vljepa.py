@@ -267,6 +267,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
         caption_column=None,
         skip_bad=None,
         caption_lists=None,
+        follow_links=False,
     ):
         """The VisionTextDataset of the images it was not trained on; what is None is taken from the
         recipe."""
@@ -279,6 +280,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
             caption_column or recipe["caption_column"],
             recipe["skip_bad"] if skip_bad is None else skip_bad,
             caption_lists=recipe.get("caption_lists", False) if caption_lists is None else caption_lists,
+            follow_links=follow_links or recipe.get("follow_links", False),
         )
         dataset.keep(set(dataset.image_names) - trained_on, "of images it was trained on")
         return dataset

@@ -121,6 +121,7 @@ def main(argv=None):
     add_flag("--skip-bad", action="store_true", help="leave out images and lines that cannot be used")
     add_flag("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
     add_flag("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")
+    script.add_follow_links(p)
     args = p.parse_args(argv)
     if args.csv is None:
         args.csv = "" if args.questions else "caption.csv"

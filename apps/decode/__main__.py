@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from models.script import add_model_flags, parser, run
+from models.script import add_folder_flags, add_follow_links, add_model_flags, parser, run
 
 NEAREST, DECODER = "nearest training caption", "decoder"  # rows of the table
 NEIGHBOURS = 40  # of the consensus; 5 to 320 were tried on held-out training images of Flickr8k
@@ -43,6 +43,7 @@ def parse(argv):
 
     c = commands.add_parser("caption", parents=[common], help="captions for images")
     c.add_argument("image", nargs="+", help="image files or folders of them", metavar="IMAGE")
+    add_folder_flags(c)
     add(c, "--nearest", 3, "how many of the nearest training captions to show")
     c.add_argument(
         "--llm",
@@ -70,6 +71,7 @@ def parse(argv):
         "--held-out", action=switch, default=False, help="leave out the images that were trained on"
     )
     s.add_argument("--skip-bad", action=switch, default=False, help="leave out unusable images and lines")
+    add_follow_links(s)
     add(s, "--seed", 0, "of the random captions and the bootstrap")
     for command in (c, s):
         add(command, "--beams", 3, "of the decoder's beam search")
@@ -148,7 +150,7 @@ def caption(args, model):
     from apps.decode.llm import LanguageModel
     from models.dataset import expand
 
-    files = expand(args.image)
+    files = expand(args.image, args.exclude, args.follow_links)
     decoder = load_decoder(args, model)
     captions, memory = model.captions(args.cache)
     llm = LanguageModel(args.llm, model.device) if args.llm else None
@@ -190,7 +192,8 @@ def images_to_score(args, model):
 
     if args.held_out:
         columns = (args.image_column, args.caption_column)
-        return model.held_out(args.csv, args.images, *columns, args.skip_bad, args.caption_lists)
+        options = dict(caption_lists=args.caption_lists, follow_links=args.follow_links)
+        return model.held_out(args.csv, args.images, *columns, args.skip_bad, **options)
     recipe = model.recipe
     caption_lists = recipe.get("caption_lists", False) if args.caption_lists is None else args.caption_lists
     images = args.images or recipe.get("images")
@@ -204,6 +207,7 @@ def images_to_score(args, model):
         args.caption_column or recipe["caption_column"],
         args.skip_bad,
         caption_lists=caption_lists,
+        follow_links=args.follow_links or recipe.get("follow_links", False),
     )
     names = set(dataset.image_names)
     trained_on = names & model.trained_on if model.knows_training_images else set()

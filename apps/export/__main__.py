@@ -14,7 +14,7 @@ import time
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from models.script import add_quiet, parser, run
+from models.script import add_follow_links, add_quiet, parser, run
 
 
 def parse(argv):
@@ -43,6 +43,7 @@ def parse(argv):
         action=BooleanOptionalAction,
         help="read a list in a field as several captions (default: as in training)",
     )
+    add_follow_links(c)
     c.add_argument(
         "--repeats",
         type=int,
@@ -97,7 +98,8 @@ def images_to_compare(args, model):
     left out. ValueError when --csv names no others."""
     try:
         where = (args.csv, args.images, args.image_column, args.caption_column)
-        dataset = model.held_out(*where, caption_lists=args.caption_lists)
+        options = dict(caption_lists=args.caption_lists, follow_links=args.follow_links)
+        dataset = model.held_out(*where, **options)
         if len(dataset.image_names) < 2:
             raise ValueError(f"{dataset.csv_path}: 1 image that was not trained on, and retrieval needs 2")
         return dataset, None

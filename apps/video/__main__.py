@@ -85,6 +85,7 @@ def parse(argv):
     add("--seed", type=int, default=0, help="chooses images, shots and camera (default %(default)s)")
     add("--csv", help="captions file (default: the run's)")
     add("--images", help="folder of its images (default: the run's)", metavar="DIR")
+    script.add_follow_links(c)
     args = p.parse_args(argv)
     for name in ("segments", "count"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
@@ -229,7 +230,7 @@ def demo(args, model):
     from apps.video.demo import make, plan
     from models.dataset import open_image
 
-    dataset = model.held_out(args.csv, args.images)
+    dataset = model.held_out(args.csv, args.images, follow_links=args.follow_links)
     captions = {row.image_name: row.text for row in dataset.rows}
     shots = plan(args.seconds, args.seed)
     if len(captions) < len(shots):

@@ -49,8 +49,9 @@ class VisionTextDataset:
     `image_of` (M) the index into `image_names` that each describes. Rows with a question are not samples:
     they are in `question_rows`, and their images in `image_names`. `only`, a set of names, keeps those images
     alone; `rows` replaces what the file holds, and `left_out` {reason: rows} says what was left out of it.
-    Names that are missing or lead out of `image_dir` raise one ValueError with their lines; with `skip_bad`
-    they are left out and logged. `account()` says what became of every row of the file."""
+    Names that are missing or lead out of `image_dir`, also through a link unless `follow_links`, raise one
+    ValueError with their lines; with `skip_bad` they are left out and logged. `account()` says what became of
+    every row of the file."""
 
     def __init__(
         self,
@@ -64,11 +65,13 @@ class VisionTextDataset:
         rows=None,
         caption_lists=False,
         left_out=None,
+        follow_links=False,
     ):
         self.csv_path = Path(csv_path)
         self.image_dir = Path(image_dir)
         self.preprocess = vision_preprocess
         self.skip_bad = skip_bad
+        self.follow_links = follow_links
         if not self.image_dir.is_dir():
             raise ValueError(f"{image_dir}: no such folder of images; name yours with --images DIR")
         self.left_out = Counter(left_out)
@@ -130,7 +133,7 @@ class VisionTextDataset:
         lines = self._described(bad, elsewhere)
         if not self.skip_bad:
             found = f"{len(bad)} of {total} images cannot be used"
-            advice = "replace them, or train on the rest with --skip-bad"
+            advice = "replace them, or leave them out with --skip-bad"
             raise ValueError(f"{self.csv_path}: {found}; {advice}{remedy}{lines}")
         rows = sum(row.image_name in bad for row in self.rows)
         what = "captions and questions" if self.question_rows else "captions"
@@ -151,7 +154,8 @@ class VisionTextDataset:
                 hint = "; did you mean {} ({})?".format(*elsewhere[name])
             kind = _kind(why)
             reason = why.split(": ", 1)[-1] if kind == UNUSABLE else kind  # without the path
-            by_reason.setdefault(reason, []).append(f"line {line[name]}: {name}: {why}{hint}")
+            place = f"line {line[name]}: " if line[name] else ""  # a folder has no lines
+            by_reason.setdefault(reason, []).append(f"{place}{name}: {why}{hint}")
         return "".join(map(listed, by_reason.values()))
 
     def find_damaged(self, images, workers=None):
@@ -169,7 +173,7 @@ class VisionTextDataset:
     def _why_unusable(self, name, decode):
         """Why an image cannot be used, or None."""
         try:
-            path = image_path(self.image_dir, name)
+            path = image_path(self.image_dir, name, self.follow_links)
             if decode:
                 open_frames(path)
             else:
@@ -189,12 +193,12 @@ class VisionTextDataset:
 
     def path(self, image):
         """Path of the image with index `image`."""
-        return image_path(self.image_dir, self.image_names[image])
+        return image_path(self.image_dir, self.image_names[image], self.follow_links)
 
     def where(self, image):
-        """'FILE, line N': where the image with index `image` is first named."""
+        """'FILE, line N': where the image with index `image` is first named; the folder of class folders."""
         row = next(row for row in self.rows if row.image_name == self.image_names[image])
-        return f"{row.file or self.csv_path}, line {row.line}"
+        return f"{row.file or self.csv_path}" + (f", line {row.line}" if row.line else "")
 
     def pixels(self, image):
         """What `preprocess` gives for the image with index `image`. ValueError names its CSV line and

@@ -116,7 +116,9 @@ def dataset_of(args, skip_bad):
         rows += read_rows(args.csv, *columns, caption_lists=args.caption_lists, **options)
     if args.questions:
         rows += read_questions(args.questions, args.image_column, **options)
-    return VisionTextDataset(args.csv or args.questions, None, args.images, rows=rows, **options)
+    return VisionTextDataset(
+        args.csv or args.questions, None, args.images, rows=rows, follow_links=args.follow_links, **options
+    )
 
 
 def _load_shards(args, vision, text, process):

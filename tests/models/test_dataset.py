@@ -344,6 +344,23 @@ def test_dataset_lists_names_that_lead_outside(archive):
     ] == []
 
 
+def test_linked_images_are_samples_with_follow_links(archive):
+    """As download caches lay files: names that lead to files named by their content."""
+    blobs = archive.images.parent / "blobs"
+    blobs.mkdir()
+    for number, name in enumerate(archive.names):
+        (archive.images / name).rename(blobs / str(number))
+        (archive.images / name).symlink_to(f"../blobs/{number}")
+    with pytest.raises(ValueError, match="line 2: 000.jpg: .*--follow-links"):
+        load(archive)
+    dataset = load(archive, follow_links=True)
+    assert dataset.image_names == archive.names
+    assert [os.path.realpath(dataset.path(i)) for i in range(8)] == [str(blobs / str(i)) for i in range(8)]
+    archive.csv.write_text(f"{HEADER}../blobs/1,x\n000.jpg,y\n")
+    with pytest.raises(ValueError, match="1 of 2 images .*\n.*leads out"):
+        load(archive, follow_links=True)
+
+
 def test_dataset_names_a_twin_in_another_unicode_form(archive):
     (archive.images / "001.jpg").rename(archive.images / "cafe\u0301.jpg")
     archive.csv.write_text(archive.csv.read_text().replace("001.jpg", "caf\xe9.jpg"))

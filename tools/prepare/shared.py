@@ -52,7 +52,7 @@ def locator(images, notes):
     def locate(name):
         why = "not in the image folder"
         try:
-            if os.path.isfile(image_path(images, name)):
+            if os.path.isfile(image_path(images, name, follow_links=True)):
                 return name, None
         except ValueError:
             why = "outside the image folder"
