@@ -19,6 +19,8 @@ from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from models import script
+
 IMAGE = "my_image_archive/10002456.jpg"
 UNLIKE = 0.6  # cosine of a question with the nearest one of training below which a note is printed
 LABELS = ["persons hanging bridge and cable", "person stirring pan", "person washing dishes"]
@@ -26,13 +28,12 @@ LABELS = ["persons hanging bridge and cable", "person stirring pan", "person was
 
 def parse(argv):
     """The command line. An image behind a bare --json is refused, since it would be overwritten."""
-    from models.script import add_quiet, parser
-
-    p = parser("eval.py", __doc__)
+    p = script.parser("eval.py", __doc__)
     switch = argparse.BooleanOptionalAction
     p.add_argument(
         "image", nargs="*", default=[IMAGE], help=f"image files or folders of them (default {IMAGE})"
     )
+    script.add_folder_flags(p)
     add = p.add_argument_group("labels").add_argument
     add("--labels", nargs="+", default=LABELS, help="what to choose from", metavar="LABEL")
     add("--labels-file", help="a text file of labels, one per line", metavar="FILE")
@@ -86,7 +87,7 @@ def parse(argv):
     one.add_argument("--onnx", help="an exported image side, run by ONNX Runtime on the CPU", metavar="FILE")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     group.add_argument("--cache", default=".cache/features.sqlite", help="file of the towers' outputs")
-    add_quiet(group)
+    script.add_quiet(group)
     group.add_argument(
         "--json",
         nargs="?",
@@ -120,9 +121,9 @@ def answer(args, model):
     classes = class_embeddings(model.encode_text, labels, TEMPLATES if args.templates else PLAIN)  # (C, Dt)
     model.text.release()  # makes room for the image tower
     least = least_of(args, model, "reject")
-    paths, results = expand(args.image), []
-    for path in paths:
-        scores = classify(model.encode_image(path), classes)[0].tolist()  # C scores
+    paths, results = expand(args.image, args.exclude, args.follow_links), []
+    for path, embedding in script.answers("eval.py", paths, model.encode_image, results):  # (1, Dt)
+        scores = classify(embedding, classes)[0].tolist()  # C scores
         best = max(range(len(labels)), key=scores.__getitem__)
         found = labels[best] if scores[best] >= least else NONE
         results.append(dict(image=str(path), prediction=found, scores=dict(zip(labels, scores))))
@@ -156,12 +157,15 @@ def ask(args, model):
     from models.rejection import NONE
 
     candidates = list(dict.fromkeys(args.answers)) if args.answers else None
-    paths, results = expand(args.image), []
+    paths, results = expand(args.image, args.exclude, args.follow_links), []
     model.check_answers()
     familiar = model.familiarity(args.ask).tolist()
     least = least_of(args, model, "reject_answers")
-    for path in paths:
-        scores = model.answer_scores(path, args.ask, candidates)[0]  # (K, A)
+
+    def scores_of(path):
+        return model.answer_scores(path, args.ask, candidates)[0]  # (K, A)
+
+    for path, scores in script.answers("eval.py", paths, scores_of, results):
         names = candidates or list(model.config["answers"])
         for question, row, cosine in zip(args.ask, scores, familiar):
             best = row.argsort(descending=True, stable=True)[:5].tolist()
@@ -195,6 +199,7 @@ def questions(args, model):
         print(f"note: {len(read) - len(rows)} of {len(read)} rows are captions, which are not scored here")
     left_out["captions"] = len(read) - len(rows)
     images = images_of(args, model)
+    options |= dict(follow_links=args.follow_links)
     dataset = VisionTextDataset(args.questions, None, images, rows=rows, **options)
     leave_out_training_images(args, model, dataset, args.questions)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet, places=True)
@@ -223,7 +228,7 @@ def retrieval(args, model):
 
     images = images_of(args, model)
     columns = (args.image_column, args.caption_column)
-    options = dict(skip_bad=args.skip_bad, caption_lists=args.caption_lists)
+    options = dict(skip_bad=args.skip_bad, caption_lists=args.caption_lists, follow_links=args.follow_links)
     dataset = VisionTextDataset(args.csv, None, images, *columns, **options)
     leave_out_training_images(args, model, dataset, args.csv)
     features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
@@ -303,7 +308,8 @@ def hub_banks(args, model):
     trained_on, recipe = model.trained_on, model.recipe
     columns = (recipe["image_column"], recipe["caption_column"])
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
-    bank = VisionTextDataset(*where, only=trained_on, caption_lists=recipe.get("caption_lists", False))
+    options = {name: recipe.get(name, False) for name in ("caption_lists", "follow_links")}
+    bank = VisionTextDataset(*where, only=trained_on, **options)
     bank = encode_archive(bank, model.vision, model.text, args.cache, quiet=args.quiet)
     return dict(image_bank=model.predict(bank.image).cpu(), text_bank=model.project_text(bank.text).cpu())
 
@@ -336,25 +342,15 @@ def classification(args, model):
 
 def class_folders(args):
     """({folder: class name}, the VisionTextDataset of their images, each captioned by its class)."""
-    from models.dataset import Row, VisionTextDataset, read_class_names
+    from models.dataset import Row, VisionTextDataset, by_class, read_class_names
 
-    root = Path(args.classes)
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if len(folders) < 2:
-        found = f"{len(folders)} class folders in it"
-        raise ValueError(
-            f"{root}: {found}; --classes takes a folder that holds one folder of images per class"
-        )
-    names = {folder: folder.replace("_", " ") for folder in folders}
+    files = by_class(args.classes, args.exclude, args.follow_links)
+    names = {folder: folder.replace("_", " ") for folder in files}
     if args.classnames:
-        names |= read_class_names(args.classnames, folders)
-    rows = []
-    for folder in folders:
-        files = sorted(path for path in (root / folder).iterdir() if path.is_file())
-        rows += [Row(f"{folder}/{path.name}", "", names[folder], 0) for path in files]
-    if not rows:
-        raise ValueError(f"{root}: its class folders hold no images")
-    return names, VisionTextDataset(root, None, root, skip_bad=args.skip_bad, rows=rows)
+        names |= read_class_names(args.classnames, list(files))
+    rows = [Row(path, "", names[folder], 0) for folder, paths in files.items() for path in paths]
+    options = dict(skip_bad=args.skip_bad, rows=rows, follow_links=args.follow_links)
+    return names, VisionTextDataset(args.classes, None, args.classes, **options)
 
 
 def described(args, model, data, result):
@@ -366,7 +362,8 @@ def described(args, model, data, result):
 
 
 def evaluate(args):
-    """Load the model, answer, and write JSON where asked."""
+    """Load the model, answer, and write JSON where asked. Returns the exit code: 1 when an image could not be
+    read, unless with --skip-bad another was."""
     if args.onnx:
         from models.onnx_file import Exported
 
@@ -386,14 +383,16 @@ def evaluate(args):
 
         with replacing(args.json) as new:
             new.write_text(json.dumps(result, indent=1) + "\n")
+    failed = [entry for entry in result if "error" in entry] if task in (answer, ask) else []
+    if 0 < len(failed) < len(result):
+        print(f"eval.py: {len(failed)} images could not be read, the others are answered", file=sys.stderr)
+    return int(bool(failed) and not (args.skip_bad and len(failed) < len(result)))
 
 
 def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
-    from models.script import run
-
     args = parse(argv)
-    return run("eval.py", lambda: evaluate(args))
+    return script.run("eval.py", lambda: evaluate(args))
 
 
 if __name__ == "__main__":

@@ -61,13 +61,26 @@ def run(name, work):
     try:
         return work() or 0
     except (OSError, ValueError) as error:
-        print(f"{name}: {_said(error)}", file=sys.stderr)
+        print(f"{name}: {said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _said(error):
+def answers(name, paths, work, results):
+    """Yield (path, work(path)) for each image. Of one that cannot be read, the reason goes to stderr and into
+    the list `results`."""
+    for path in paths:
+        try:
+            done = work(path)
+        except (OSError, ValueError) as error:
+            print(f"{name}: {said(error)}", file=sys.stderr)
+            results.append(dict(image=str(path), error=said(error)))
+        else:
+            yield path, done
+
+
+def said(error):
     """The message for the user: of an error of the operating system the file and what is wrong with it."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"

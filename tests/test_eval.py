@@ -120,6 +120,26 @@ def test_several_images_and_a_folder_are_answered_in_order(ask, photo, tmp_path,
     assert named == [str(photo), *(str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.jpg"))]
 
 
+def test_one_bad_image_does_not_lose_the_other_answers(ask, photo, tmp_path, capsys, caplog):
+    for name in ("b.jpg", "a.jpg"):
+        shutil.copy(photo, tmp_path / name)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "aa.jpg").write_bytes(photo.read_bytes()[:400])
+    flags = (tmp_path, tmp_path / "gone.jpg", "--labels", "one", "two", "--json", "-")
+    for more, code in (((), 1), (("--skip-bad",), 0)):
+        assert ask(*flags, *more) == code
+        out, err = capsys.readouterr()
+        entries = {os.path.basename(entry["image"]): entry for entry in json.loads(out)}
+        assert list(entries) == ["a.jpg", "aa.jpg", "b.jpg", "gone.jpg"]
+        assert [name for name, entry in entries.items() if "error" in entry] == ["aa.jpg", "gone.jpg"]
+        assert entries["a.jpg"]["scores"] == entries["b.jpg"]["scores"]
+        assert "aa.jpg: " in err and "gone.jpg: No such file" in err and "2 images" in err
+    counts = "7 files seen = 3 images + 1 Thumbs.db + 1 desktop.ini + 1 hidden + 1 other files (1 .txt)"
+    assert counts in caplog.text
+    assert ask(tmp_path / "aa.jpg", "--skip-bad") == 1 and "aa.jpg" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["empty", "none.jpg"])
 def test_empty_folder_and_missing_image_are_errors(ask, name, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
@@ -287,6 +307,59 @@ def test_captions_in_two_columns_or_in_lists_score_like_rows(ask_json, tiny_run,
     for flags in ((wide, "--caption-column", "a", "b"), (lists, "--caption-lists")):
         found = ask_json("--csv", *flags)
         assert (found["metrics"], found["captions"]) == (expected["metrics"], 48)
+
+
+def test_folders_and_files_that_are_no_class_change_nothing_and_are_named(
+    ask_json, classes, tmp_path, caplog
+):
+    root = tmp_path / "classes"
+    shutil.copytree(classes, root)
+    red = root / "the_red"
+    for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "birds", "the_red/deeper"):
+        (root / folder).mkdir()
+    for path in (
+        ".ipynb_checkpoints/line.jpg",
+        "__MACOSX/._line.jpg",
+        "@eaDir/line.jpg",
+        "the_red/._line.jpg",
+    ):
+        shutil.copy(red / "line.jpg", root / path)
+    for path in (".DS_Store", "the_red/.DS_Store", "the_red/Thumbs.db", "the_blue/desktop.ini", "LICENSE"):
+        (root / path).write_bytes(b"no image")
+    shutil.move(red / "ellipse.jpg", red / "deeper" / "ellipse.jpg")
+    expected = ask_json("--classes", classes)["metrics"]
+    caplog.clear()
+    assert ask_json("--classes", root)["metrics"] == pytest.approx(expected)
+    left_out = "1 @eaDir + 1 Thumbs.db + 1 __MACOSX + 1 desktop.ini + 4 hidden + 1 other files"
+    assert f"33 files seen = 24 images + {left_out}" in caplog.text
+    assert "no class, since no image in it is read: .git, .ipynb_checkpoints, @eaDir, __MACOSX, birds" in (
+        caplog.text
+    )
+
+
+def test_damaged_image_of_a_class_is_named_without_a_line_number(ask, classes, tmp_path, capsys, caplog):
+    root = tmp_path / "classes"
+    shutil.copytree(classes, root)
+    (root / "the_red" / "half.jpg").write_bytes((root / "the_red" / "line.jpg").read_bytes()[:300])
+    (root / "the_red" / "page.jpg").write_bytes(b"<html>")
+    assert ask("--classes", root) == 1
+    err = capsys.readouterr().err
+    assert "2 of 26 images" in err and "--skip-bad" in err and "line 0" not in err and "train" not in err
+    assert "the_red/half.jpg: " in err and "the_red/page.jpg: " in err
+    assert ask("--classes", root, "--skip-bad") == 0
+    assert "half.jpg" in caplog.text and "24 images, 6 classes" in capsys.readouterr().out
+
+
+def test_linked_classes_are_read_with_follow_links(ask, ask_json, classes, tmp_path, capsys):
+    (tmp_path / "blobs").mkdir()
+    for n, path in enumerate(sorted(classes.rglob("*.jpg"))):
+        shutil.copy(path, tmp_path / "blobs" / str(n))
+        link = tmp_path / "classes" / path.relative_to(classes)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(f"../../blobs/{n}")
+    assert ask("--classes", tmp_path / "classes") == 1 and "--follow-links" in capsys.readouterr().err
+    linked = ask_json("--classes", tmp_path / "classes", "--follow-links")
+    assert linked["metrics"] == pytest.approx(ask_json("--classes", classes)["metrics"])
 
 
 @pytest.mark.parametrize("folders", [[], ["one"], ["one", "two"]])

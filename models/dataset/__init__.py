@@ -7,7 +7,7 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 """
 
 from .archive import VisionTextDataset, split_by_image
-from .folders import expand, image_path, walk
+from .folders import by_class, expand, image_path, walk
 from .frames import open_frames
 from .images import (
     FORMATS,
@@ -31,6 +31,7 @@ __all__ = [
     "Lookalikes",
     "Row",
     "VisionTextDataset",
+    "by_class",
     "check_file",
     "expand",
     "image_path",

@@ -88,6 +88,31 @@ def expand(paths, exclude=(), follow_links=False):
     return found
 
 
+def by_class(root, exclude=(), follow_links=False):
+    """{name of a folder in `root`: its images, also in deeper folders, as paths below `root`}, sorted. What
+    `root` holds is logged, and which folders are no class, since no image in them is read. ValueError for
+    fewer than two classes."""
+    what = "--classes takes a folder that holds one folder of images per class"
+    if not os.path.isdir(root):
+        raise ValueError(f"{root}: no such folder; {what}")
+    walked, classes = walk(root, exclude, follow_links), {}
+    for path in list(walked.files):
+        folder, _, name = path.partition("/")
+        if name:
+            classes.setdefault(folder, []).append(path)
+        else:
+            del walked.files[path]
+            walked.left_out["beside the class folders"] += 1
+    if len(classes) < 2:
+        found = f"{len(classes)} class folders with images in it ({', '.join(walked.parts())})"
+        raise ValueError(f"{root}: {found}; {what}")
+    log.info("%s", walked.counted(root))
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if empty := [name for name in folders if name not in classes]:
+        log.warning("%s: no class, since no image in it is read: %s", root, printable(", ".join(empty)))
+    return classes
+
+
 def walk(root, exclude=(), follow_links=False, deep=True):
     """The Walk of a folder and, if `deep`, of those in it.
 
