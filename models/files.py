@@ -80,6 +80,15 @@ def clear_leftovers(folder, name="*", older_than=0):
             pass  # another process has renamed or deleted it
 
 
+def relative(path, start=os.curdir, system=os.path):
+    """`path` as seen from the folder `start`; the absolute path where there is no way, as from one drive of
+    Windows to another. `system` is os.path, or that of another system."""
+    try:
+        return system.relpath(path, start)
+    except ValueError:
+        return system.abspath(path)
+
+
 def printable(text):
     """`text` fit for a terminal: control characters and bytes that are not UTF-8 come out as \\x1b and
     \\udcff."""

@@ -78,7 +78,7 @@ def run_index(args):
     options = (args.device, args.cache, args.batch_size, args.quiet, args.exclude, args.follow_links)
     done = update(args.dir, args.index, args.run, *options)
     counts = done.walked.counted(args.dir, f"{done.indexed:,} indexed", f"{done.damaged:,} damaged")
-    print(f"{counts}; {done.changed:,} new or changed, {done.gone:,} gone")
+    print(f"{counts}; {done.changed:,} new or changed, {done.moved:,} moved, {done.gone:,} gone")
 
 
 def run_find(args, store):
@@ -121,6 +121,9 @@ def work(args):
     if args.command == "index":
         return run_index(args)
     with opened(args.index) as store:
+        if not os.path.isdir(store.root):
+            advice = "if it was moved, index it where it is now, and nothing is encoded again"
+            raise ValueError(f"{args.index}: its folder {shown(store.root)} is gone; {advice}")
         if store.meta["complete"] != "1":
             print(f"note: {args.index} is not finished, images are missing; run index again", file=sys.stderr)
         return (run_find if args.command == "find" else run_duplicates)(args, store)

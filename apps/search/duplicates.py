@@ -4,6 +4,7 @@ identical, near = duplicates(store, threshold=0.92)     # [[path, ...], ...], [(
 """
 
 import logging
+from itertools import chain
 
 log = logging.getLogger(__name__)
 # Flickr8k dev, 300 photographs of 224 pixels, tower efficientnet-lite2-stages. Found: 99 % of copies saved as
@@ -19,13 +20,23 @@ def duplicates(store, threshold=NEAR, quiet=False):
     """(groups of identical files, groups of near-duplicates with the lowest cosine in each).
 
     Any two images of a near group have a cosine of `threshold` or more (complete linkage), so no chain of
-    similar images becomes a group. Of identical files, one is compared. Time grows with the square of the
+    similar images becomes a group. Of identical files, one is compared. Files that are gone are not in a
+    group, and logged. Time grows with the square of the
     number of images; memory, beside the sketches, stays bounded."""
     first = "id IN (SELECT min(id) FROM images WHERE row IS NOT NULL GROUP BY digest)"
     ids, sketches = store.blobs("sketch", first)  # (N, 256)
     near = near_groups(sketches, threshold, quiet)
     identical = [store.paths(group) for group in store.identical()]
-    return identical, [(cosine, store.paths([ids[i] for i in group])) for cosine, group in near]
+    near = [(cosine, store.paths([ids[i] for i in group])) for cosine, group in near]
+    paths = set(chain(*identical, *(group for _, group in near)))
+    gone = {path for path in paths if not path.exists()}
+    store.report_gone(sorted(gone), len(paths) - len(gone))
+    near = [(cosine, kept) for cosine, group in near if len(kept := _without(gone, group)) > 1]
+    return [kept for group in identical if len(kept := _without(gone, group)) > 1], near
+
+
+def _without(gone, paths):
+    return [path for path in paths if path not in gone]
 
 
 def near_groups(rows, threshold, quiet=True):

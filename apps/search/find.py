@@ -35,8 +35,6 @@ def find(
     above EXACT_ROWS. Raises ValueError for an index that is empty, damaged, or not of the model in `run`."""
     import torch
 
-    from apps.search.nearest import top_k
-
     model = _load(store, run, device)
     wanted = [model.encode_text([text]) for text in texts]
     if image:
@@ -57,13 +55,30 @@ def find(
         raise ValueError(
             f"{store.path}: damaged, width {rows.shape[1]} is not {query.shape[1]}; delete it and index again"
         )
-    scores, found = top_k(query, rows, top)  # (1, top)
-    if not (scores.abs() < 1.01).all():  # NaN too: top_k ranks it first
-        raise ValueError(
-            f"{store.path}: damaged, a cosine cannot be {scores[0, 0].item()}; delete it and index again"
-        )
-    paths = store.paths([ids[i] for i in found[0]])
-    return Found(list(zip(scores[0].tolist(), paths)), recall)
+    return Found(_best(store, query, ids, rows, top), recall)
+
+
+def _best(store, query, ids, rows, top):
+    """[(score, path)] of the `top` rows (N, Dt) nearest to the query (1, Dt) whose file is still there. Says
+    how many better ones are gone; ValueError when all are."""
+    from apps.search.nearest import top_k
+
+    k = top
+    while True:
+        scores, found = top_k(query, rows, k)  # (1, k)
+        if not (scores.abs() < 1.01).all():  # NaN too: top_k ranks it first
+            wrong = f"a cosine cannot be {scores[0, 0].item()}"
+            raise ValueError(f"{store.path}: damaged, {wrong}; delete it and index again")
+        ranked = list(zip(scores[0].tolist(), store.paths([ids[i] for i in found[0]])))
+        results, gone = [], []
+        for score, path in ranked:
+            if len(results) < top:
+                (results if path.exists() else gone).append((score, path))
+        if len(results) == top or len(ranked) == len(rows):
+            break
+        k *= 8
+    store.report_gone([path for _, path in gone], len(results))
+    return results
 
 
 def _load(store, run, device):

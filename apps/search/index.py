@@ -27,7 +27,8 @@ class Update(NamedTuple):
     walked: tuple  # Walk of models/dataset/folders.py
     indexed: int
     damaged: int  # cannot be decoded
-    changed: int  # files that are new or changed since the last time
+    changed: int  # files whose content is new since the last time
+    moved: int  # files known under another name
     gone: int
 
 
@@ -45,9 +46,10 @@ def update(
     """Make `file` the index of the images below `directory`, and return an Update. `exclude` and
     `follow_links` are those of `walk` in models/dataset/folders.py.
 
-    Files that cannot be decoded are logged once and read again only when they change. Raises ValueError for a
-    folder without images, which is what an unmounted disk looks like, and for the index of another folder;
-    the index stays as it is."""
+    Files that cannot be decoded are logged once and read again only when they change. Files that were moved
+    or renamed are recognised by their content, and so is the folder itself. Raises ValueError for a folder
+    without images, which is what an unmounted disk looks like, and for the index of another folder; the index
+    stays as it is."""
     from models.dataset import walk
 
     root = Path(directory).resolve()
@@ -59,27 +61,48 @@ def update(
         raise ValueError(f"{directory}: no images in it ({parts}); an earlier index of it is kept")
     found = {os.fsencode(path): stamp(stat) for path, stat in walked.files.items()}
     with opened(file, create=True) as store:
-        if store.root not in ("", str(root)):
-            raise ValueError(
-                f"{file}: is the index of {shown(store.root)}; name another file with --index, or delete it"
-            )
-        todo, gone = store.compare(root, found)
+        todo, same, gone = compare(store, root, found)
         trained = fingerprint(run)
         if todo or not trained or store.meta.get("trained") != trained:
             model, other = _adopt(store, root, run, device, trained)
             if other:
-                todo, gone = sorted(found), set()
+                todo, same, gone = sorted(found), {}, set()
         with store.db:
-            store.put(follow_links="1" if follow_links else "")
-            if todo or gone:
+            store.put(root=os.fsencode(root), follow_links="1" if follow_links else "")
+            if todo or same or gone:
                 store.put(complete="0", ann="")  # the approximate index holds other rows
+            store.move(same, found)
         if todo:
             add(store, root, todo, found, model, cache, batch_size, quiet)
         with store.db:
             store.remove(gone)
             store.put(complete="1", run=place(run))  # the same model may be in another folder now
         indexed = store.count()
-    return Update(walked, indexed, len(found) - indexed, len(todo), len(gone))
+    moved = {path: source for path, source in same.items() if path != source}
+    left = len(gone.difference(moved.values()))
+    return Update(walked, indexed, len(found) - indexed, len(todo), len(moved), left)
+
+
+def compare(store, root, found):
+    """(files to encode, {file: the indexed path whose content it has}, indexed paths that are gone) of the
+    files `found` in the folder `root`.
+
+    ValueError when the index is that of another folder. If that is gone, `root` is taken for it when it holds
+    at least half of its images: with a disk not there, one copy of one image must not cost the index."""
+    old, advice = shown(store.root or root), "name another file with --index, or delete it"
+    is_other = store.root not in ("", str(root))
+    indexed = store.all_paths()
+    if is_other and os.path.isdir(store.root) and any(map(os.path.lexists, indexed)):
+        raise ValueError(f"{store.path}: is the index of {old}; {advice}")
+    todo, gone = store.compare(root, found)
+    same = store.recognise(root, todo, found, gone)
+    if is_other:
+        known = len(found) - len(todo) + len(same)
+        here = f"{shown(root)} holds {known:,} of its {len(indexed):,} images"
+        if 2 * known < len(indexed):
+            raise ValueError(f"{store.path}: is the index of {old}, which is gone; {here}; {advice}")
+        log.warning("%s: the index of %s, which is gone, follows its images: %s", store.path, old, here)
+    return [path for path in todo if path not in same], same, gone
 
 
 def fingerprint(run):

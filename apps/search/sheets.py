@@ -14,10 +14,11 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import PureWindowsPath
 from urllib.parse import quote
 
 from apps.search.store import shown
-from models.files import printable, replacing
+from models.files import printable, relative, replacing
 
 log = logging.getLogger(__name__)
 GAP = 16  # pixels between tiles
@@ -51,12 +52,21 @@ def page(results, title, folder):
     figures = []
     for (score, path), image in zip(results, thumbnails([path for _, path in results], 360)):
         image.save(jpeg := io.BytesIO(), "JPEG", quality=82)
-        link = quote(os.fsencode(os.path.relpath(path, folder)))
+        link = link_to(path, folder)
         name = html.escape(shown(path))
         source = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
         image = f'<a href="{link}"><img alt="{name}" src="{source}"></a>'
         figures.append(f"<figure>{image}<figcaption><b>{score:.4f}</b> {name}</figcaption></figure>")
     return PAGE.format(title=html.escape(title), figures="\n".join(figures))
+
+
+def link_to(path, folder, system=os.path):
+    """The link to a file from a page in `folder`: relative, or a file URL between two drives of Windows.
+    `system` is os.path, or that of another system."""
+    found = relative(path, folder, system)
+    if system.isabs(found):
+        return PureWindowsPath(found).as_uri()
+    return quote(os.fsencode(found.replace(system.sep, "/")))
 
 
 def grid(results, title, columns=4, side=256):

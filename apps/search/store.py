@@ -10,14 +10,17 @@ Paths are bytes, relative to the folder. A stamp shows whether a file has change
 stamp cannot, the SHA-256 of the content does.
 """
 
+import logging
 import os
+import shlex
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from models.files import YOUNG, printable, sha256
+from models.files import YOUNG, printable, relative, sha256
 
+log = logging.getLogger(__name__)
 DEFAULT = ".cache/search.sqlite"
 FORMAT = "vl-jepa search 2"
 OLD = "vl-jepa search 1"
@@ -33,7 +36,7 @@ sketch = excluded.sketch"""
 
 def shown(path):
     """A path relative to the current folder, fit for a terminal."""
-    return printable(os.path.relpath(path))
+    return printable(relative(path))
 
 
 @contextmanager
@@ -123,6 +126,34 @@ class Index:
             self.db.executemany("UPDATE images SET stamp = ? WHERE path = ?", lasting)
         return sorted(todo - same), known.keys() - found.keys()
 
+    def recognise(self, root, todo, found, gone):
+        """{path of `todo`: the indexed path whose content it holds}, which is its own or one of `gone`. Only
+        files of the size of such an image are read."""
+        query = "SELECT path, CAST(stamp AS TEXT), digest FROM images WHERE typeof(path) = 'blob'"
+        images = self.db.execute(query)
+        known = {path: (_size(stamp), digest) for path, stamp, digest in images if digest}
+        left = {}  # {digest: paths of `gone`}
+        for path in sorted(gone & known.keys()):
+            left.setdefault(known[path][1], []).append(path)
+        sizes = {known[path][0] for path in gone & known.keys()}
+        own = {path: known.get(path, (None, None)) for path in todo}
+        asked = [path for path in todo if _size(found[path]) in sizes | {own[path][0]}]
+        same = {}
+        with ThreadPoolExecutor() as pool:
+            digests = pool.map(_digest, [os.path.join(os.fsencode(root), path) for path in asked])
+            for path, digest in zip(asked, digests):
+                if digest and digest == own[path][1]:
+                    same[path] = path
+                elif sources := left.get(digest):
+                    same[path] = sources.pop() if len(sources) > 1 else sources[0]
+        return same
+
+    def move(self, same, found):
+        """Store each path of `same` {path: indexed path} with what is known of the indexed one."""
+        query = "SELECT digest, row, sketch FROM images WHERE path = ?"
+        for path, source in same.items():
+            self.write(path, found[path], *self.db.execute(query, (source,)).fetchone())
+
     def write(self, path, stamp, digest, row, sketch):
         """Store an image in place of what is known of this path. `row` and `sketch` are bytes or None."""
         self.db.execute(UPSERT, (path, stamp, digest, row, sketch))
@@ -152,6 +183,22 @@ class Index:
         follow_links = bool(self.meta.get("follow_links"))
         return [image_path(self.root, os.fsdecode(name), follow_links) for name in names]
 
+    def all_paths(self):
+        """The path of each image, also of damaged ones, as bytes."""
+        root = os.fsencode(self.root)
+        found = self.db.execute("SELECT CAST(path AS BLOB) FROM images")
+        return [os.path.join(root, path) for (path,) in found]
+
+    def report_gone(self, gone, left):
+        """Log how many files that would be shown are gone, if any. ValueError when none of them is `left`."""
+        if not gone:
+            return
+        advice = f"index again: python -m apps.search index {shlex.quote(shown(self.root))}"
+        what = f"{self.path}: {len(gone):,} images that match are gone, such as {shown(gone[0])}"
+        if not left:
+            raise ValueError(f"{what}; {advice}")
+        log.warning("note: %s; %s", what, advice)
+
     def count(self):
         """How many images have a row, that is, could be decoded."""
         return self.db.execute("SELECT count(*) FROM images WHERE typeof(row) = 'blob'").fetchone()[0]
@@ -175,6 +222,11 @@ class Index:
             ids.append(number)
         del flat[len(ids) * width :]  # another program may have deleted some in between
         return ids, torch.frombuffer(flat, dtype=torch.float16).view(len(ids), -1)
+
+
+def _size(stamp):
+    """The size of a file as the stamp of it has it."""
+    return (stamp or "").partition(" ")[0]
 
 
 def _digest(path):

@@ -1,5 +1,6 @@
 """apps.search on a folder of real photographs and a run trained on them for a moment."""
 
+import ntpath
 import os
 import shutil
 import sqlite3
@@ -22,10 +23,10 @@ from apps.search import __main__ as search
 from apps.search.duplicates import duplicates, near_groups
 from apps.search.find import combine, find
 from apps.search.index import update
-from apps.search.sheets import grid
+from apps.search.sheets import grid, link_to
 from apps.search.store import opened
 from models.dataset import open_image
-from models.files import YOUNG, stamp, times_of
+from models.files import YOUNG, relative, stamp, times_of
 from models.vljepa import VLJEPA
 from tests.conftest import ROOT, write_csv
 
@@ -56,7 +57,7 @@ class World:
         return search.main(list(map(str, flags)))
 
     def update(self):
-        """(indexed, damaged, changed, gone) of an Update that counts every file."""
+        """(indexed, damaged, changed, moved, gone) of an Update that counts every file."""
         done = update(self.photos, self.index, self.run, "cpu", self.cache)
         left_out = sum(done.walked.left_out.values())
         assert done.walked.seen == done.indexed + done.damaged + left_out
@@ -177,12 +178,100 @@ def test_index_takes_up_what_is_new_changed_renamed_touched_and_gone(place):
     (place.photos / gone).unlink()
     (place.photos / renamed).rename(place.photos / "renamed.jpg")
     Image.new("RGB", (64, 64), "red").save(place.photos / "new.PNG")
-    assert place.update() == (8, 0, 4, 2) and cached(place.cache) == before + 2
+    assert place.update() == (8, 0, 2, 1, 1) and cached(place.cache) == before + 2
     new = column(place.index, "row")
     files = [p.relative_to(place.photos).as_posix() for p in place.photos.rglob("*") if p.is_file()]
     assert sorted(new) == sorted(files)
     assert close(new[touched], old[touched]) and close(new["renamed.jpg"], old[renamed])
     assert not close(new[changed], old[changed])
+
+
+def test_moved_folder_and_renamed_images_are_recognised_by_content(place, monkeypatch, caplog, capsys):
+    """Neither the model nor the cache is needed: nothing is encoded."""
+    (place.photos / "half.jpg").write_bytes(b"damaged")
+    assert place.update() == (8, 1, 1, 0, 0)
+    before = column(place.index, "row")
+    shutil.copytree(place.photos, place.root / "disk" / "new")  # other inodes and times
+    shutil.rmtree(place.photos)
+    assert place.search("find", "a cat") == place.search("duplicates") == 1
+    assert "photos is gone" in capsys.readouterr().err
+    place.photos, place.cache = place.root / "disk" / "new", place.root / "empty.sqlite"
+    (place.photos / "two words").rename(place.photos / "2019")
+    (place.photos / "coffee.jpg").rename(place.photos / "tea.jpg")
+    (place.photos / "astronaut.jpg").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(VLJEPA, "load", None)
+        assert place.update() == (7, 1, 0, 5, 1)
+        assert place.update() == (7, 1, 0, 0, 0)
+    names = {path: path.replace("two words", "2019") for path in before}
+    names |= {"coffee.jpg": "tea.jpg"}
+    del names["astronaut.jpg"]
+    assert column(place.index, "row") == {new: before[old] for old, new in names.items()}
+    assert "8 of its 9 images" in caplog.text
+    assert place.search("find", "a cat", "--top", 1) == 0
+    assert "new/2019/chelsea.jpg" in capsys.readouterr().out
+
+
+def test_index_follows_a_parent_and_a_rename_on_the_same_disk(place, monkeypatch):
+    monkeypatch.setattr(VLJEPA, "load", None)
+    place.photos = place.photos.rename(place.root / "renamed")
+    assert place.update() == (8, 0, 0, 0, 0)
+    (place.root / "all").mkdir()
+    place.photos.rename(place.root / "all" / "deeper")
+    place.photos = place.root / "all"
+    assert place.update() == (8, 0, 0, 8, 0)
+    assert all(path.startswith("deeper/") for path in column(place.index, "path"))
+
+
+def test_index_whose_disk_is_away_does_not_become_that_of_a_folder_with_few_of_its_images(place, capsys):
+    before = contents(place.index)
+    (place.root / "other").mkdir()
+    for n, photo in enumerate(sorted(place.photos.rglob("*.jpg"))[:3]):
+        shutil.copy(photo, place.root / "other" / f"{n}.jpg")
+    place.photos.rename(place.root / "away")
+    for _ in ("gone", "an empty mount point"):
+        assert place.search("index", place.root / "other") == 1
+        assert "3 of its 8 images" in capsys.readouterr().err and contents(place.index) == before
+        place.photos.mkdir(exist_ok=True)
+
+
+def test_images_that_are_gone_are_said_and_not_shown(place, loaded, caplog, capsys):
+    ranked = [path for _, path in place.find("a cat").results]
+    copies = [place.photos / f"copy {n}.jpg" for n in range(3)]
+    for copy in copies:
+        shutil.copy(ranked[0], copy)
+    place.update()
+    for path in (ranked[0], copies[0], ranked[2]):
+        path.unlink()
+    assert [path for _, path in place.find("a cat", top=2).results] == copies[1:]
+    assert place.search("find", "a cat", "--top", 3) == 0
+    assert "2 images that match are gone" in caplog.text and "index again" in caplog.text
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3 and out[2].endswith(ranked[1].name)
+    assert place.search("duplicates") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "identical, 2 files",
+        *(f"  {os.path.relpath(copy)}" for copy in copies[1:]),
+    ]
+    for path in place.photos.rglob("*.jpg"):
+        path.unlink()
+    assert place.search("find", "a cat") == place.search("duplicates") == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "shown", "link"),
+    [
+        ("D:\\photos\\a b.jpg", "C:\\runs", "D:\\photos\\a b.jpg", "file:///D:/photos/a%20b.jpg"),
+        ("\\\\nas\\photos\\a.jpg", "C:\\runs", "\\\\nas\\photos\\a.jpg", "file://nas/photos/a.jpg"),
+        ("d:\\photos\\a.jpg", "D:\\runs", "..\\photos\\a.jpg", "../photos/a.jpg"),
+    ],
+)
+def test_path_on_another_drive_of_windows_is_absolute(path, folder, shown, link):
+    """As ntpath has them, which is os.path on Windows."""
+    assert relative(path, folder, ntpath) == shown
+    assert link_to(path, folder, ntpath) == link
+    assert relative("/a/b.jpg", "/c") == "../a/b.jpg" == link_to("/a/b.jpg", "/c")
 
 
 def test_file_that_was_young_is_compared_by_content(place):
@@ -191,7 +280,7 @@ def test_file_that_was_young_is_compared_by_content(place):
     shutil.copy(place.photos / "two words" / "chelsea.jpg", file)
     mark = f"{times_of(file.stat())}{YOUNG}1"
     edit(place.index, "UPDATE images SET stamp = ? WHERE path = ?", mark, b"astronaut.jpg")
-    assert place.update() == (8, 0, 1, 0)
+    assert place.update() == (8, 0, 1, 0, 0)
     rows = column(place.index, "row")
     assert close(rows["astronaut.jpg"], rows["two words/chelsea.jpg"])
 
@@ -203,7 +292,7 @@ def test_files_that_were_young_get_their_lasting_stamp_once(place, monkeypatch):
     monkeypatch.setattr(time, "time_ns", lambda: later)
     monkeypatch.setattr(VLJEPA, "load", None)
     for _ in range(2):
-        assert place.update() == (8, 0, 0, 0) and contents(place.index) == before
+        assert place.update() == (8, 0, 0, 0, 0) and contents(place.index) == before
         assert not [mark for mark in column(place.index, "stamp").values() if YOUNG in mark]
         again = "BEFORE UPDATE ON images BEGIN SELECT RAISE(ABORT, 'written again'); END"
         edit(place.index, f"CREATE TRIGGER IF NOT EXISTS once {again}")
@@ -241,16 +330,16 @@ def test_damaged_images_are_listed_once_even_from_the_future_and_taken_up_when_m
     for name in ("half.jpg", "astronaut.jpg"):
         os.utime(place.photos / name, (4e9, 4e9))  # a camera with a wrong clock
     encoded = cached(place.cache)
-    assert place.update() == (8, 2, 3, 0) and "half.jpg" in caplog.text and "empty.png" in caplog.text
+    assert place.update() == (8, 2, 2, 0, 0) and "half.jpg" in caplog.text and "empty.png" in caplog.text
     before, marks = contents(place.index), column(place.index, "stamp")
     caplog.clear()
     with monkeypatch.context() as patch:
         patch.setattr(VLJEPA, "load", None)
-        assert place.update() == (8, 2, 0, 0) and not caplog.text
+        assert place.update() == (8, 2, 0, 0, 0) and not caplog.text
     assert contents(place.index) == before and column(place.index, "stamp") == marks
     assert YOUNG in marks["half.jpg"] and YOUNG in marks["astronaut.jpg"]
     (place.photos / "half.jpg").write_bytes(whole)
-    assert place.update() == (9, 1, 1, 0) and cached(place.cache) == encoded
+    assert place.update() == (9, 1, 1, 0, 0) and cached(place.cache) == encoded
 
 
 def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, capsys):
@@ -267,7 +356,7 @@ def test_index_counts_all_files_and_passes_over_links_and_hidden_ones(place, cap
     (place.photos / "broken.jpg").write_bytes(b"no image")
     assert place.search("index", place.photos) == 0
     parts = "15 files seen = 8 indexed + 1 damaged + 2 hidden + 3 links (--follow-links reads them)"
-    assert f"{parts} + 1 other files (1 .txt); 1 new or changed, 0 gone" in capsys.readouterr().out
+    assert f"{parts} + 1 other files (1 .txt); 1 new or changed, 0 moved, 0 gone" in capsys.readouterr().out
     assert list(column(place.index, "id")) == [*before, "broken.jpg"]
 
 
