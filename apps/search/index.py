@@ -57,8 +57,8 @@ def update(
         raise ValueError(f"{directory}: no such folder of images")
     walked = walk(root, exclude, follow_links)
     if not walked.files:
-        parts = ", ".join(walked.parts())
-        raise ValueError(f"{directory}: no images in it ({parts}); an earlier index of it is kept")
+        found = walked.without_images()
+        raise ValueError(f"{directory}: no images in it {found}; an earlier index of it is kept")
     found = {os.fsencode(path): stamp(stat) for path, stat in walked.files.items()}
     with opened(file, create=True) as store:
         todo, same, gone = compare(store, root, found)

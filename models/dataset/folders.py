@@ -51,6 +51,10 @@ class Walk(NamedTuple):
         reasons = sorted(self.left_out.items())
         return parts + [f"{count:,} {printable(why)}{details.get(why, '')}" for why, count in reasons]
 
+    def without_images(self):
+        """What there is in a folder without images, in brackets."""
+        return f"({', '.join(self.parts()[1:]) or 'it is empty'})"
+
     def counted(self, folder, *kinds):
         """One line: how many files `folder` holds, and what they are."""
         return f"{printable(str(folder))}: {self.seen:,} files seen = {' + '.join(self.parts(*kinds))}"
@@ -82,7 +86,7 @@ def expand(paths, exclude=(), follow_links=False):
             continue
         walked = walk(path, exclude, follow_links, deep=False)
         if not walked.files:
-            raise ValueError(f"{path}: no images in it ({', '.join(walked.parts())})")
+            raise ValueError(f"{path}: no images in it {walked.without_images()}")
         log.info("%s", walked.counted(path))
         found += [path / name for name in walked.files]
     return found
@@ -104,7 +108,7 @@ def by_class(root, exclude=(), follow_links=False):
             del walked.files[path]
             walked.left_out["beside the class folders"] += 1
     if len(classes) < 2:
-        found = f"{len(classes)} class folders with images in it ({', '.join(walked.parts())})"
+        found = f"{len(classes)} class folders with images in it {walked.without_images()}"
         raise ValueError(f"{root}: {found}; {what}")
     log.info("%s", walked.counted(root))
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
