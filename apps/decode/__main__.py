@@ -146,7 +146,7 @@ def consensus(predicted, memory, neighbours=NEIGHBOURS):
 
 def caption(args, model):
     """Print for each image what the decoder writes, what a language model makes of the nearest captions, and
-    these."""
+    these. Returns the exit code, 1 when an image could not be read."""
     from apps.decode.llm import LanguageModel
     from models.dataset import expand
 
@@ -154,9 +154,12 @@ def caption(args, model):
     decoder = load_decoder(args, model)
     captions, memory = model.captions(args.cache)
     llm = LanguageModel(args.llm, model.device) if args.llm else None
+    read = 0
     for start in range(0, len(files), 32):
-        batch = files[start : start + 32]
-        predicted = predict(args, model, batch)  # (B, Dt)
+        batch, predicted = predict(args, model, files[start : start + 32])  # B files, (B, Dt)
+        read += len(batch)
+        if not batch:
+            continue
         written = decoder.write(predicted, args.beams) if decoder else [None] * len(batch)
         agreed = consensus(predicted, memory)
         scores, found = (predicted @ memory.T).topk(min(max(args.nearest, 5), len(memory)))  # (B, K)
@@ -170,20 +173,24 @@ def caption(args, model):
             print(f"  consensus  {captions[agreed[i]]}")
             for score, text in list(zip(scores[i].tolist(), nearest))[: args.nearest]:
                 print(f"  {score:9.4f}  {text}")
+    return int(read < len(files))
 
 
 def predict(args, model, files):
-    """(B, Dt) float32 on the CPU: the predictions for image files. ValueError for one that cannot be read."""
+    """(B of the files, (B, Dt) float32 on the CPU): the image files that can be read, and the predictions for
+    them. Prints of the others why not."""
     import torch
 
     from models.features import encode_files
 
-    rows = []
+    read, rows = [], []
     for encoded in encode_files(files, model.vision, args.cache):
         if encoded.row is None:
-            raise ValueError(encoded.error)
-        rows.append(encoded.row)
-    return model.predict(torch.stack(rows)).cpu()
+            print(f"decode: {encoded.error}", file=sys.stderr)
+        else:
+            read.append(encoded.path)
+            rows.append(encoded.row)
+    return read, model.predict(torch.stack(rows)).cpu() if rows else None
 
 
 def images_to_score(args, model):

@@ -133,6 +133,16 @@ def test_caption_answers_files_and_folders_in_every_way(run, tmp_path, capsys):
     assert lines[0][1:] == lines[2][1:] != lines[1][1:]
 
 
+def test_one_bad_image_does_not_lose_the_other_captions(tiny_run, tmp_path, capsys):
+    for name in ("a.jpg", "c.jpg"):
+        shutil.copy(tiny_run.images / tiny_run.names[0], tmp_path / name)
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    (tmp_path / "Thumbs.db").touch()
+    assert call(tiny_run, "caption", tmp_path) == 1
+    out, err = capsys.readouterr()
+    assert "a.jpg" in out and "c.jpg" in out and "b.jpg: " in err and "Thumbs.db" not in out
+
+
 def test_caption_without_a_decoder_warns_and_still_finds(tiny_run, capsys):
     assert call(tiny_run, "caption", tiny_run.images) == 0
     out, err = capsys.readouterr()
