@@ -18,6 +18,13 @@ from pathlib import Path
 YOUNG = " seen "  # in the stamp of a file that may still change without changing its times
 STALE = 3600  # seconds after which a temporary file must be that of a dead process: writing one takes seconds
 
+HIDDEN = "."  # how a hidden name begins: .DS_Store, ._a.jpg, .git, .thumbnails, .ipynb_checkpoints
+# What operating systems, NAS boxes and archivers leave in folders. Case does not matter.
+SYSTEM = (
+    "__MACOSX, Thumbs.db, ehthumbs.db, desktop.ini, Icon\r, @eaDir, @tmp, @Recycle, #recycle, #snapshot, "
+    "$RECYCLE.BIN, RECYCLER, System Volume Information, lost+found"
+).split(", ")
+
 
 def sha256(path):
     """SHA-256 of a file's content, 64 hex digits. Reads a megabyte at a time."""
@@ -78,6 +85,14 @@ def clear_leftovers(folder, name="*", older_than=0):
                 leftover.unlink()
         except FileNotFoundError:
             pass  # another process has renamed or deleted it
+
+
+def why_passed_over(name):
+    """Why a file or folder of this name is no part of what a user keeps in a folder: "hidden", or its name in
+    SYSTEM. None for any other."""
+    if name.startswith(HIDDEN):
+        return "hidden"
+    return next((known for known in SYSTEM if known.lower() == name.lower()), None)
 
 
 def relative(path, start=os.curdir, system=os.path):

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.files import clear_leftovers, packed, replacing, unpacked
+from models.files import clear_leftovers, packed, replacing, unpacked, why_passed_over
 
 FORMAT = "vl-jepa 2"
 WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
@@ -73,7 +73,8 @@ def hold(run):
 def check_folder(run):
     """ValueError when the folder holds files and is no run of train.py: they may be the only copies."""
     run = Path(run)
-    if run.exists() and any(run.iterdir()) and not (run / LOG).exists():
+    files = [path for path in run.iterdir() if not why_passed_over(path.name)] if run.exists() else []
+    if files and not (run / LOG).exists():
         raise ValueError(f"{run} holds files and no {LOG}, so it is no run of train.py; name another --run")
 
 

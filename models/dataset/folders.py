@@ -13,17 +13,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from models.files import printable
+from models.files import printable, why_passed_over
 
 from .images import DECODE_ERRORS, FORMATS, HEIC_NEEDS, image_suffixes
 
 log = logging.getLogger(__name__)
-HIDDEN = "."  # how a hidden name begins: .DS_Store, ._a.jpg, .git, .thumbnails, .ipynb_checkpoints
-# Files and folders that systems, NAS boxes and archivers leave between images. Case does not matter.
-SYSTEM = (
-    "__MACOSX, Thumbs.db, ehthumbs.db, desktop.ini, Icon\r, @eaDir, @tmp, @Recycle, #recycle, #snapshot, "
-    "$RECYCLE.BIN, RECYCLER, System Volume Information, lost+found"
-).split(", ")
 LINKS, REPEATED, OTHERS = "links", "links to what is read anyway", "other files"
 HEIC = f"HEIC files ({HEIC_NEEDS})"
 
@@ -120,7 +114,7 @@ def by_class(root, exclude=(), follow_links=False):
 def walk(root, exclude=(), follow_links=False, deep=True):
     """The Walk of a folder and, if `deep`, of those in it.
 
-    Images are told by their suffix, those without one by their content. Left out are hidden and SYSTEM files
+    Images are told by their suffix, those without one by their content. Left out are hidden and system files
     and folders, with all that is in them, and what matches a pattern of `exclude`: a name, or a path below
     the folder. With `follow_links` a link is read under its own name, unless it leads to a file or a folder
     that is read anyway, so links in a circle end."""
@@ -130,13 +124,6 @@ def walk(root, exclude=(), follow_links=False, deep=True):
     scanner.enter("", os.stat(root))
     scanner.work()
     return walked._replace(files=dict(sorted(walked.files.items())))
-
-
-def passed_over(name):
-    """Why a file or folder of this name is left out: "hidden", its name in SYSTEM, or None."""
-    if name.startswith(HIDDEN):
-        return "hidden"
-    return next((known for known in SYSTEM if known.lower() == name.lower()), None)
 
 
 class _Scanner:
@@ -192,7 +179,7 @@ class _Scanner:
         """Why a path is left out for its name, or None."""
         if any(fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude):
             return "excluded"
-        return passed_over(name)
+        return why_passed_over(name)
 
     def place(self, entry, path, why):
         """Queue a folder or link; read or count a file."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from models import hub
-from models.files import sha256
+from models.files import sha256, why_passed_over
 
 from .minilm import MiniLM
 from .sentence import load_sentence_transformer
@@ -114,14 +114,17 @@ def _find(name, spec, download):
 
 
 def _digests(name, folder):
-    """{file below the folder: SHA-256}, sorted, without what the tower does not read."""
+    """{file below the folder: SHA-256}, sorted, without what the tower does not read: hidden files (.git of a
+    clone, .DS_Store) change while the model does not."""
     # Without this check, a folder such as "/" would be hashed whole.
     if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
         wrong = f"{folder} holds no modules.json or config.json: not a model's folder"
         raise FileNotFoundError(f"text tower {name}: {wrong}")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     needed = [path for path in files if not any(path.match(pattern) for pattern in NOT_NEEDED)]
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in needed}
+    names = {path.relative_to(folder): path for path in needed}
+    kept = [name for name in names if not any(map(why_passed_over, name.parts))]
+    return {name.as_posix(): sha256(names[name]) for name in kept}
 
 
 def _weights(name, folder, digests):

@@ -238,3 +238,12 @@ def test_run_of_the_old_format_is_moved_aside_whole(tmp_path):
         (tmp_path / "run" / name).write_bytes(b"old")
     assert runs.begin(tmp_path / "run", CONFIG, [], resumed=False) == tmp_path / "run.1"
     assert sorted(os.listdir(tmp_path / "run.1")) == ["best.pt", "last.pt", "log.jsonl"]
+
+
+def test_run_goes_into_an_empty_folder_and_not_among_files(tmp_path):
+    for name in (".DS_Store", "desktop.ini"):
+        (tmp_path / name).touch()
+    runs.check_folder(tmp_path)
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        runs.check_folder(tmp_path)

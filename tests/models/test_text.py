@@ -95,6 +95,10 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
     assert (tower.sha256, tower.key) == (minilm.sha256, minilm.key)
     assert type(tower.network) is not type(minilm.network) and tower.dim == minilm.dim
     assert (tower.encode(TEXTS) - rows).abs().max() < 1e-6
+    for left in (".DS_Store", "1_Pooling/._config.json", ".git/FETCH_HEAD", "Thumbs.db"):
+        (copy / left).parent.mkdir(exist_ok=True)
+        (copy / left).write_text("left by Finder, Git or Explorer")
+    assert TextEncoder("cpu", str(copy)).key == minilm.key
     tokenizer = copy / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     # Settings count: other embeddings must not be taken from the cache.
