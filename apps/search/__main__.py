@@ -4,12 +4,14 @@
     python -m apps.search find "a dog on a beach"                    cosine scores and paths, best first
     python -m apps.search find "a dog" --not snow --html dogs.html   and a contact sheet
     python -m apps.search find --image photo.jpg --grid like.png     images like this one
+    python -m apps.search find "a dog" --threshold 0.3 --null | xargs -0 cp -t dogs
     python -m apps.search duplicates                                 identical files and near-duplicates
 
 The index is one SQLite file. A killed run leaves an index that can be searched; run index again to finish it.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from apps.search.index import CACHE, update
 from apps.search.sheets import save
 from apps.search.store import DEFAULT, opened, shown
 from models import script
-from models.files import printable
+from models.files import printable, relative
 
 SHOWN = 20  # paths of a group of duplicates
 
@@ -45,6 +47,13 @@ def parse(argv):
     c.add_argument("--and", dest="also", help="and this, each a text", **more)
     c.add_argument("--not", dest="without", help="but not this, each a text", **more)
     c.add_argument("--top", type=int, default=12, help="how many images (default %(default)s)")
+    c.add_argument(
+        "--threshold", type=float, default=-1, help="lowest cosine to show, -1 to 1 (default: all)"
+    )
+    how, flag = c.add_mutually_exclusive_group(), argparse.BooleanOptionalAction
+    how.add_argument("--json", action=flag, default=False, help="print scores and paths as JSON")
+    null_help = "end each path with a NUL byte, for xargs -0; a pipe without it gets a path per line"
+    how.add_argument("--null", action=flag, default=False, help=null_help)
     c.add_argument("--html", help="write a contact sheet that works offline", metavar="FILE.html")
     c.add_argument("--grid", help="write a contact sheet as a picture", metavar="FILE.png")
     ann = f"approximate search with usearch (default: above {EXACT_ROWS:,} images)"
@@ -70,8 +79,10 @@ def _check(p, args):
     for name in ("top", "batch_size"):
         if flags.get(name, 1) < 1:
             p.error(f"--{name.replace('_', '-')} {flags[name]}: give 1 or more")
-    if not 0 < flags.get("threshold", 1) <= 1:
+    if args.command == "duplicates" and not 0 < args.threshold <= 1:
         p.error(f"--threshold {args.threshold}: give more than 0 and at most 1")
+    if not -1 <= flags.get("threshold", 1) <= 1:
+        p.error(f"--threshold {args.threshold}: a cosine is -1 to 1")
 
 
 def run_index(args):
@@ -92,13 +103,34 @@ def run_find(args, store):
     )
     if recall:
         print(f"approximate: {recall} against exact search", file=sys.stderr)
-    for score, path in results:
-        print(f"{score:7.4f}  {shown(path)}")
+    best = results[0][0]
+    results = [(score, path) for score, path in results if score >= args.threshold]
+    if not results:
+        print(f"nothing scores {args.threshold:g} or more, the best {best:.4f}", file=sys.stderr)
+    print_results(args, results)
     like = [f"like {os.path.basename(args.image)}"] if args.image else []
     title = printable(", ".join([*texts, *like, *(f"not {text}" for text in args.without)]))
     for sheet in filter(None, (args.html, args.grid)):
         save(sheet, results, title)
         print(f"wrote {sheet}", file=sys.stderr)
+
+
+def print_results(args, results):
+    """Print [(score, path)]: scores and paths to a terminal, paths alone into a pipe, both as JSON."""
+    paths = [relative(path) for _, path in results]
+    if args.json:
+        entries = [dict(score=score, path=path) for (score, _), path in zip(results, paths)]
+        print(json.dumps(entries, indent=1))
+    elif args.null or not sys.stdout.isatty():
+        if not args.null and any("\n" in path for path in paths):
+            print("note: a name holds a line break; --null tells paths apart", file=sys.stderr)
+        end = b"\0" if args.null else b"\n"
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"".join(os.fsencode(path) + end for path in paths))
+        sys.stdout.flush()
+    else:
+        for score, path in results:
+            print(f"{score:7.4f}  {shown(path)}")
 
 
 def run_duplicates(args, store):

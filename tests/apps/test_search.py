@@ -1,5 +1,6 @@
 """apps.search on a folder of real photographs and a run trained on them for a moment."""
 
+import json
 import ntpath
 import os
 import shutil
@@ -466,6 +467,7 @@ def test_find_puts_the_photograph_of_the_text_first(world, loaded):
 
 
 def test_find_prints_cosines_and_paths_from_the_current_folder(world, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.chdir(world.photos / "two words")
     assert world.search("find", "a cup of coffee") == 0
     scores, paths = zip(*[line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()])
@@ -473,6 +475,36 @@ def test_find_prints_cosines_and_paths_from_the_current_folder(world, monkeypatc
     expected = world.model.encode_image(list(map(Path, paths))) @ world.model.encode_text("a cup of coffee").T
     assert scores == pytest.approx(expected[:, 0].tolist(), abs=2e-3)
     assert scores == sorted(scores, reverse=True) and len(scores) == len(PHOTOS)
+
+
+def test_find_gives_paths_to_a_pipe_nul_or_json(place, loaded, capsysbinary, monkeypatch):
+    """What xargs -0, a shell loop and json.loads make of it are the files."""
+    odd = place.photos / "a\nb.jpg"
+    shutil.copy(place.photos / "two words" / "chelsea.jpg", odd)
+    place.update()
+    monkeypatch.chdir(place.photos)
+    best = [path.relative_to(place.photos) for _, path in place.find("a cat", top=3).results]
+    assert {best[0], best[1]} == {Path("a\nb.jpg"), Path("two words/chelsea.jpg")}
+    flags = ("find", "a cat", "--top", 3)
+    assert place.search(*flags, "--null") == 0
+    assert capsysbinary.readouterr().out.split(b"\0") == [*map(os.fsencode, best), b""]
+    assert place.search(*flags, "--json") == 0
+    found = json.loads(capsysbinary.readouterr().out)
+    assert [Path(entry["path"]) for entry in found] == best
+    assert [entry["score"] for entry in found] == [score for score, _ in place.find("a cat", top=3).results]
+    assert place.search(*flags) == 0
+    out, err = capsysbinary.readouterr()
+    assert out == b"".join(os.fsencode(path) + b"\n" for path in best) and b"--null" in err
+
+
+def test_find_shows_nothing_below_the_threshold_and_says_so(world, loaded, capsys):
+    scores = [score for score, _ in world.find("a cat").results]
+    middle = (scores[1] + scores[2]) / 2
+    assert world.search("find", "a cat", "--threshold", middle) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert world.search("find", "a cat", "--threshold", 0.99, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [] and f"the best {scores[0]:.4f}" in err
 
 
 def test_find_by_image_finds_that_image_and_takes_text_beside_it(world, loaded, capsys):
@@ -550,10 +582,11 @@ def test_html_is_inert_and_its_links_open_the_files(place, capsys):
     assert opened == {path.resolve() for path in place.photos.rglob("*.jpg")}
 
 
-def test_grid_shows_every_result_and_never_replaces_a_photograph(place, loaded, caplog):
-    (place.photos / "astronaut.jpg").unlink()
+def test_grid_shows_every_result_and_never_replaces_a_photograph(place, loaded, caplog, capsys):
+    (place.photos / "astronaut.jpg").write_bytes(b"damaged since")
     assert place.search("find", "coins " * 60, "--top", 7, "--grid", place.root / "sheet.png") == 0
     assert "astronaut.jpg" in caplog.text and "index again" in caplog.text
+    assert f"wrote {place.root / 'sheet.png'}" in capsys.readouterr().err.splitlines()
     seven = Image.open(place.root / "sheet.png")
     three = grid(place.find("coins", top=3).results, "coins")
     assert seven.width == three.width and seven.height > three.height
@@ -665,7 +698,8 @@ def test_files_of_another_kind_are_refused_and_left_as_they_are(world, loaded, t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
-def test_names_that_are_no_text_are_found_and_printed_harmlessly(place, loaded, capsys):
+def test_names_that_are_no_text_are_found_and_printed_harmlessly(place, loaded, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     name = b"\xff\x1b[31m\n.jpg"
     shutil.copy(place.photos / "astronaut.jpg", os.fsencode(place.photos) + b"/" + name)
     place.update()
@@ -675,7 +709,8 @@ def test_names_that_are_no_text_are_found_and_printed_harmlessly(place, loaded, 
 
 
 WRONG = """
-find; find --not snow; find a --top 0; find a --html photo.jpg; find a --grid a.jpg; index;
+find; find --not snow; find a --top 0; find a --threshold 2; find a --json --null;
+find a --html photo.jpg; find a --grid a.jpg; index;
 index . --batch-size 0; duplicates --threshold 2; duplicates --run x"""
 
 
