@@ -8,7 +8,7 @@ expand(["a.jpg", "photos"])       # [Path("a.jpg"), Path("photos/b.jpg")]
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -133,7 +133,7 @@ class _Scanner:
         self.suffixes, self.heic = image_suffixes()
         self.root, self.exclude, self.deep, self.walked = root, exclude, deep, walked
         self.follow_links = follow_links
-        self.folders, self.links = [], []
+        self.folders, self.links = [], deque()
         self.read = set()  # (device, inode) of the folders and files that are read under their own name
 
     def work(self):
@@ -142,7 +142,7 @@ class _Scanner:
             if self.folders:
                 self.scan(*self.folders.pop())
             else:
-                self.follow(self.links.pop(0))
+                self.follow(self.links.popleft())
 
     def enter(self, path, stat, why=None):
         """Look at a folder later. `why` says why what is in it is left out, if so."""
