@@ -81,7 +81,7 @@ def test_walk_reads_or_counts_every_file(tmp_path, block):
         assert all("link" in path for path in reached.files.keys() - images), seed
 
 
-@pytest.mark.parametrize("seed", [3, 11])
+@pytest.mark.parametrize("seed", [9, 17])
 def test_search_and_eval_print_counts_that_add_up(tiny_run, tmp_path, capsys, caplog, seed):
     """Nothing that os.walk finds is missing from the line that each prints."""
     root = tmp_path / "photos"
@@ -98,3 +98,9 @@ def test_search_and_eval_print_counts_that_add_up(tiny_run, tmp_path, capsys, ca
     seen, parts = counted(caplog.text)
     assert seen == len(os.listdir(root)) == sum(parts.values())
     assert out.count("Prediction: ") == parts["images"] - 1 and "damaged.png" in err
+    caplog.clear()
+    assert eval.main(["--classes", str(root), *flags]) == 0
+    seen, parts = counted(caplog.text)
+    assert seen == files_in(root) == sum(parts.values())
+    assert parts["images"] == sum("/" in path for path in images)
+    assert f"{parts['images']} images, " in capsys.readouterr().out
