@@ -15,7 +15,7 @@ FOLDERS = (
     "2019 raw a.b photos.jpg @home .git .thumbnails @eaDir #recycle lost+found __MACOSX excluded".split()
 )
 FILES = """a.jpg B.PNG c.jpeg d.webp e.tif IMG_1 ü.gif ._a.jpg .DS_Store .x.png Thumbs.db desktop.ini
-THUMBS.DB notes.txt film.mp4 photo.HEIC README a.jpg.part skip.bmp""".split()
+THUMBS.DB notes.txt film.mp4 photo.psd README a.jpg.part skip.bmp""".split()
 IMAGES = set("a.jpg B.PNG c.jpeg d.webp e.tif IMG_1 ü.gif skip.bmp".split())
 NOT_READ = set(".git .thumbnails @eaDir #recycle lost+found __MACOSX excluded skip.bmp".split())
 SHAPES = ("a red ellipse", "a blue line")
