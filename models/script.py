@@ -68,12 +68,14 @@ def run(name, work):
 
 
 def answers(name, paths, work, results):
-    """Yield (path, work(path)) for each image. Of one that cannot be read, the reason goes to stderr and into
-    the list `results`."""
+    """Yield (path, work(path)) for each image. Of one of several that cannot be read, the reason goes to
+    stderr and into the list `results`; an error that names no image is raised."""
     for path in paths:
         try:
             done = work(path)
         except (OSError, ValueError) as error:
+            if len(paths) == 1 or str(path) not in said(error):
+                raise
             print(f"{name}: {said(error)}", file=sys.stderr)
             results.append(dict(image=str(path), error=said(error)))
         else:
