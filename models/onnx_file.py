@@ -184,7 +184,7 @@ def _text_head(sizes, encoded):
     """The text head of a predictor of these sizes, from its safetensors in base64."""
     state = safetensors.torch.load(base64.b64decode(encoded))
     with torch.device("meta"):
-        head = TEXT_HEADS[sizes.get("text_head", "none")](sizes["text_dim"])
+        head = TEXT_HEADS[sizes.get("text_head", "none")](sizes["text_dim"], sizes["dropout"])
     head.load_state_dict(state, assign=True)
     return head.eval().requires_grad_(False)
 

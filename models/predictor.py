@@ -54,7 +54,7 @@ class Predictor(nn.Module):
         self.register_buffer("std", torch.ones(vision_dim))
         sizes = (vision_dim, hidden_dim, text_dim, dropout, input_dropout)
         self.members = nn.ModuleList(Member(*sizes) for _ in range(members))
-        self.text_head = TEXT_HEADS[text_head](text_dim)
+        self.text_head = TEXT_HEADS[text_head](text_dim, dropout)
 
     def project_text(self, text):
         """(M, text_dim) unit rows of captions from the text tower -> (M, text_dim) unit rows in the space of
@@ -265,7 +265,7 @@ def coordinates(places):
 class LinearHead(nn.Module):
     """(M, text_dim) -> (M, text_dim) unit rows: one layer, which starts as the identity."""
 
-    def __init__(self, text_dim):
+    def __init__(self, text_dim, dropout=0.0):
         super().__init__()
         self.layer = Linear(text_dim, text_dim)
         nn.init.eye_(self.layer.weight)
@@ -278,9 +278,9 @@ class LinearHead(nn.Module):
 class ResidualHead(nn.Module):
     """(M, text_dim) -> (M, text_dim) unit rows: the text plus what an MLP says of it, at first nothing."""
 
-    def __init__(self, text_dim):
+    def __init__(self, text_dim, dropout=0.0):
         super().__init__()
-        self.mlp = Member(text_dim, TEXT_HIDDEN, text_dim, dropout=0.5, input_dropout=0.2)
+        self.mlp = Member(text_dim, TEXT_HIDDEN, text_dim, dropout, input_dropout=0.4 * dropout)
         nn.init.zeros_(self.mlp.down.weight)
         nn.init.zeros_(self.mlp.down.bias)
 
@@ -352,4 +352,4 @@ class _Product(torch.autograd.Function):
         return to_x, to_weight, grad.sum(0)
 
 
-TEXT_HEADS = dict(none=lambda text_dim: nn.Identity(), linear=LinearHead, residual=ResidualHead)
+TEXT_HEADS = dict(none=lambda text_dim, dropout: nn.Identity(), linear=LinearHead, residual=ResidualHead)
