@@ -222,7 +222,8 @@ def questions(args, model):
 
 def retrieval(args, model):
     """The retrieval table of a CSV: chance, baselines, and this model with its 95 % interval."""
-    from models import metrics, report
+    from models import metrics, rejection, report
+    from models import retrieval as table
     from models.dataset import VisionTextDataset
     from models.features import encode_archive
 
@@ -236,9 +237,9 @@ def retrieval(args, model):
     text = model.project_text(features.text).cpu()
     ranks = metrics.ranks(predicted, text, image_of)
     intervals = metrics.intervals(*ranks, image_of)
-    rows = baselines(args, model, features, dataset.captions) | {"this model": metrics.summary(*ranks)}
+    rows = table.baselines(model, features, dataset.captions) | {"this model": metrics.summary(*ranks)}
     if args.hub_correction:
-        banks = hub_banks(args, model)
+        banks = table.banks(model, args.cache, args.quiet)
         rows["this model, hub-corrected"] = metrics.retrieval(predicted, text, image_of, **banks)
 
     name = args.onnx or args.run
@@ -251,6 +252,14 @@ def retrieval(args, model):
     if len(predicted) < metrics.FEW:
         print(f"note: {len(predicted)} images are too few to say how good it is; score {metrics.FEW} or more")
     result = dict(task="zeroshot_retrieval", metrics=rows["this model"], interval_95=intervals, rows=rows)
+    if threshold := rejection.threshold_of(model.record, "reject"):
+        kept = rejection.kept(threshold, *rejection.best_captions(predicted, text, image_of))
+        result |= dict(reject=kept)
+        print(
+            "--reject: {right} of {kept} best captions scoring {threshold:.2f} or more are right".format(
+                **kept
+            )
+        )
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
 
 
@@ -273,45 +282,6 @@ def leave_out_training_images(args, model, dataset, file):
     elif seen := len(model.trained_on & set(dataset.image_names)):
         of = f"{seen} of these {len(dataset.image_names)} images"
         print(f"note: {of} were trained on, which flatters; add --held-out to leave them out")
-
-
-def baselines(args, model, features, captions):
-    """{row name: metrics} of what this model has to beat."""
-    import torch
-    import torch.nn.functional as F
-
-    from models import metrics
-    from models.predictor import Predictor
-
-    image, text, image_of, *_ = features
-    rows = {"chance": metrics.chance(image_of, len(image))}
-    if not args.onnx:  # such a file gives the predictor's output, not the tower's
-        torch.manual_seed(0)
-        untrained = Predictor(**model.predictor.parts()["captions"].config).eval()
-        if model.recipe["standardise"]:
-            untrained.standardise(image)
-        with torch.no_grad():
-            rows["untrained predictor"] = metrics.retrieval(untrained(image), text, image_of)
-    mean = F.normalize(text.mean(0, keepdim=True), dim=-1)
-    rows["mean caption"] = metrics.retrieval(mean.expand(len(image), -1), text, image_of)
-    if model.vision.has_text:
-        own = model.vision.encode_text(captions).cpu()
-        rows[f"{model.vision.name}, zero-shot"] = metrics.retrieval(image, own, image_of)
-    return rows
-
-
-def hub_banks(args, model):
-    """The training set's predictions and captions, for `metrics.ranks`."""
-    from models.dataset import VisionTextDataset
-    from models.features import encode_archive
-
-    trained_on, recipe = model.trained_on, model.recipe
-    columns = (recipe["image_column"], recipe["caption_column"])
-    where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
-    options = {name: recipe.get(name, False) for name in ("caption_lists", "follow_links")}
-    bank = VisionTextDataset(*where, only=trained_on, **options)
-    bank = encode_archive(bank, model.vision, model.text, args.cache, quiet=args.quiet)
-    return dict(image_bank=model.predict(bank.image).cpu(), text_bank=model.project_text(bank.text).cpu())
 
 
 def classification(args, model):

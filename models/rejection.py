@@ -46,16 +46,25 @@ def threshold(scores, right):
     return found | dict(curve=[[round(float(value), 4) for value in point] for point in points])
 
 
+def kept(threshold, scores, right):
+    """What a threshold keeps of other choices: a dict with it and the counts `kept`, `right` and `of`."""
+    chosen = scores >= threshold
+    counts = dict(kept=int(chosen.sum()), right=int(right[chosen].sum()), of=len(scores))
+    return dict(threshold=threshold) | counts
+
+
+def threshold_of(record, key):
+    """The threshold that a model's record stores under `key`, or None: "reject" for captions and labels,
+    "reject_answers" for answers."""
+    return ((record.get("held_out") or {}).get(key) or {}).get("threshold")
+
+
 def least_score(record, key, folder):
-    """The threshold that a model's record stores under `key`: "reject" for captions and labels,
-    "reject_answers" for answers. ValueError where it has none."""
-    found = (record.get("held_out") or {}).get(key)
-    advice = "give the score yourself, as in --reject 0.4"
-    if not found:
-        reason = "trained without held-out images, so no score is known from which it is right"
-    elif found["threshold"] is None:
-        share = f"{PRECISION:.0%} of {FEW} or more of its {found['of']} held-out choices"
-        reason = f"at no score is it right for {share}"
-    else:
-        return found["threshold"]
-    raise ValueError(f"{folder}: {reason}; {advice}")
+    """`threshold_of`; ValueError with the reason where there is none."""
+    if (found := threshold_of(record, key)) is not None:
+        return found
+    stored = (record.get("held_out") or {}).get(key)
+    reason = "no image was held out to learn from which score it is right"
+    if stored:
+        reason = f"at no score are {PRECISION:.0%} of {FEW} or more of {stored['of']} held-out choices right"
+    raise ValueError(f"{folder}: {reason}; give the score yourself, as in --reject 0.4")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.metrics import FEW
-from models.rejection import PRECISION, best_captions, least_score, threshold
+from models.rejection import PRECISION, best_captions, kept, least_score, threshold
 
 
 def naive(scores, right):
@@ -28,6 +28,7 @@ def test_threshold_is_that_of_the_naive_loop(seed, decimals):
     assert found["threshold"] == naive(scores.tolist(), right.tolist())
     assert found["threshold"] is not None
     assert found["kept"] == (scores >= found["threshold"]).sum() and found["of"] == 200
+    assert kept(found["threshold"], scores, right)["kept"] == found["kept"]
     last = found["curve"][-1]
     assert last[0] == pytest.approx(scores.min().item(), abs=1e-4)
     assert last[1] == pytest.approx(right.double().mean().item(), abs=1e-4) and last[2] == 1
@@ -52,7 +53,7 @@ def test_best_caption_is_that_of_the_whole_product():
 
 def test_least_score_of_a_record_without_one_says_why():
     assert least_score(dict(held_out=dict(reject=dict(threshold=0.5))), "reject", "run") == 0.5
-    with pytest.raises(ValueError, match="run: trained without held-out.*--reject 0.4"):
+    with pytest.raises(ValueError, match="run: no image was held out.*--reject 0.4"):
         least_score(dict(held_out=None), "reject", "run")
-    with pytest.raises(ValueError, match="run: at no score.*of its 30"):
+    with pytest.raises(ValueError, match="run: at no score.*of 30 held-out"):
         least_score(dict(held_out=dict(reject=threshold(torch.rand(30), torch.zeros(30)))), "reject", "run")
