@@ -17,7 +17,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-# What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind `retrieval`.
+# What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind them.
 TEXT_HEADS = ("none", "linear", "residual")
 RECIPES = {
     "classic": """--loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0
@@ -26,6 +26,9 @@ RECIPES = {
     "retrieval": """--loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine --warmup 0.1
         --hidden 2048 --members 3 --weight-decay 0.01 --dropout 0.5 --input-dropout 0.5
         --standardise --group-captions --text-head none""",
+    "views": """--loss info_nce --epochs 60 --batch-size 2560 --lr 1e-3 --schedule cosine --warmup 0.1
+        --hidden 4096 --members 1 --weight-decay 0.01 --dropout 0.6 --input-dropout 0.5
+        --standardise --group-captions --text-head residual --views 4""",
 }
 RECIPES["answer"] = RECIPES["retrieval"]  # with --questions
 
@@ -62,7 +65,8 @@ def flags():
     add("--text-head", choices=TEXT_HEADS, help="what is trained on the captions' side")
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
-    recipe_help = "classic: as documented; retrieval: the best for captions; answer: for questions"
+    recipe_help = "classic: as documented; retrieval: the best for captions; views: better and slower, for "
+    recipe_help += "thousands of photos; answer: for questions"
     add("--recipe", choices=RECIPES, default="classic", help=recipe_help)
     add("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
     add("--epochs", type=int, help="passes over the captions")
@@ -95,6 +99,8 @@ def parse(argv):
     for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
+    if args.views < 0 or (args.views and args.shards):
+        raise ValueError(f"--views is {args.views}; give 0 or more, and 0 with --shards")
     # argparse sets no default for a name the namespace already has, so what stays None was not typed.
     untouched = argparse.Namespace(**dict.fromkeys(vars(args)))
     typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
@@ -309,7 +315,7 @@ def run_epochs(args, data, training, progress, process, stop):
     """Train the epochs that are left. Returns the exit code."""
     import torch
 
-    from models import distributed, metrics, report
+    from models import distributed, metrics, report, runs
 
     chance = None
     if data.has_held_out and len(data.held_out.text):
@@ -339,7 +345,8 @@ def run_epochs(args, data, training, progress, process, stop):
         print(f"stopped after {where}, saved. Continue: python train.py --resume --run {args.run}")
         return 130 if stop[:1] == [signal.SIGINT] else 0
     if progress.history and process.rank == 0:
-        report.curves(progress.history, chance, Path(args.run, "curves.png"))
+        held_out = runs.load_model(args.run)[2]["held_out"] or {}
+        report.curves(progress.history, chance, Path(args.run, "curves.png"), held_out.get("reject"))
         chosen = "" if data.has_held_out else ", the last: no image was held out to choose by"
         kept = f"the model is that of epoch {progress.best['epoch']}{chosen}"
         print(f"{args.run}: {kept}. Try it: python eval.py --run {args.run}")

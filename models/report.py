@@ -127,14 +127,17 @@ def answer_table(rows, interval, types):
     return "\n".join(lines)
 
 
-def curves(history, chance, path):
-    """Write a PNG: losses on the left, held-out R@1 both ways with chance on the right. `history` is what
-    log.jsonl holds, one dict per epoch; `chance` is that of `metrics.chance`, or None where nothing was held
-    out."""
+def curves(history, chance, path, reject=None):
+    """Write a PNG: losses, held-out R@1 both ways with chance, and how reliable a score is.
+
+    `history` is what log.jsonl holds, one dict per epoch; `chance` is that of `metrics.chance`, or None where
+    nothing was held out; `reject` is what `rejection.threshold` gives."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(14 if reject else 10, 3.6), layout="constrained")
+    left, right, *rest = figure.subplots(1, 3 if reject else 2)
+    if reject:
+        _reliability(rest[0], reject)
     epochs = [entry["epoch"] for entry in history]
     losses = (("train_loss", "training captions"), ("val_loss", "held-out captions"))
     for key, label in (*losses, ("answer_loss", "training questions")):
@@ -156,6 +159,17 @@ def curves(history, chance, path):
     answers = " and accuracy" if "accuracy" in history[-1] else ""
     right.set(xlabel="epoch", ylabel=f"held-out R@1{answers}, %", ylim=(0, None))
     _write(figure, path)
+
+
+def _reliability(axis, reject):
+    """Plot the curve of `rejection.threshold`: the share right and the share kept from a score on."""
+    scores, right, kept = zip(*reject["curve"])
+    axis.plot(scores, right, "o-", markersize=3, label="best caption is the image's own")
+    axis.plot(scores, kept, "s:", markersize=3, label="share of the images")
+    if reject["threshold"] is not None:
+        axis.axvline(reject["threshold"], color="gray", label=f"--reject {reject['threshold']:.2f}")
+    axis.set(xlabel="score of the best held-out caption, or more", ylabel="share", ylim=(0, 1.02))
+    axis.legend()
 
 
 def confusion(counts, names, path):

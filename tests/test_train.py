@@ -289,6 +289,7 @@ def test_loss_that_is_not_finite_in_the_first_epoch_promises_no_saved_state(arch
         "--lr -1",
         "--val-fraction 1",
         "--dropout 1.5",
+        "--views -1",
     ],
 )
 def test_senseless_number_is_refused(archive, tmp_path, capsys, typed):

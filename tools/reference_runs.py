@@ -21,12 +21,12 @@ TOLERANCE = 0.2  # percentage points
 CLASSIC = (
     "--recipe classic --loss cosine --epochs 10 --batch-size 16 --lr 1e-4 --schedule constant --warmup 0 "
     "--weight-decay 0.01 --hidden 1024 --members 1 --dropout 0 --input-dropout 0 --no-standardise "
-    "--no-group-captions --seed 0"
+    "--no-group-captions --text-head none --views 0 --seed 0"
 )
 RETRIEVAL = (
     "--recipe retrieval --loss info_nce --epochs 20 --batch-size 1280 --lr 1e-3 --schedule cosine "
     "--warmup 0.1 --weight-decay 0.01 --hidden 2048 --members 3 --dropout 0.5 --input-dropout 0.5 "
-    "--standardise --group-captions --seed 0"
+    "--standardise --group-captions --text-head none --views 0 --seed 0"
 )
 COLUMNS = "--image-column image_name --caption-column comment"
 ENGINE = "--text all-MiniLM-L6-v2 --device cpu --no-bf16 --no-compile --encode-batch 32"

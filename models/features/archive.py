@@ -1,6 +1,7 @@
 """Images and texts through the towers, with the feature cache in between."""
 
 import logging
+import time
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from .places import Places, known_records, open_part, put_places
 from .questions import Questions, encode_questions
 
 log = logging.getLogger(__name__)
+VIEWS_TIMED = 32  # images, to say before the others how long a view takes
 
 
 class Features(NamedTuple):
@@ -243,6 +245,12 @@ def _views(store, files, vision, count, options):
     """(N, count, Dv) float16 unit rows of `count` augmented views of each file, which all decode."""
     found = None
     digests = [file.digest for file in files]
+    began = time.perf_counter()
+    some = files[:VIEWS_TIMED]
+    _encode_missing(store, some, vision, *options, view=1)
+    seconds = (time.perf_counter() - began) / len(some)
+    size = f"{2 * count * vision.dim * len(files) / 1e6:.0f} MB in the cache"
+    log.info("%d views of %d images: %s, %.3f s per image and view", count, len(files), size, seconds)
     for view in range(1, count + 1):
         blobs, unread, _ = _encode_missing(store, files, vision, *options, view=view)
         if unread:

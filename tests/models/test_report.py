@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from models import metrics, report
+from models.rejection import threshold
 
 KEYS = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)]
 FOUND = metrics.chance(torch.arange(4).repeat_interleave(2), 4)
@@ -28,6 +29,10 @@ def test_curves_fail_without_touching_the_old_file(tmp_path):
     report.curves([entry, entry | dict(epoch=2)], chance, path)
     with Image.open(path) as image:
         assert image.format == "PNG" and image.size == (1000, 360)
+    found = threshold(torch.rand(30), torch.ones(30))
+    report.curves([entry, entry | dict(epoch=2)], chance, path, found)
+    with Image.open(path) as image:
+        assert image.size == (1400, 360)
     before = path.read_bytes()
     with pytest.raises(OSError, match="curves.png"):
         report.curves([entry], chance, path / "curves.png")
