@@ -140,14 +140,14 @@ def answer(args, model):
 
 def least_of(args, model, key):
     """The score below which the best candidate is rejected: minus infinity without --reject."""
-    from models.rejection import least_score
+    from models.rejection import NONE, least_score
 
     if args.reject is None:
         return -math.inf
     if not math.isnan(args.reject):
         return args.reject
     least = least_score(model.record, key, args.run)
-    print(f"--reject: below {least:.2f}, the score from which nine in ten held-out choices were right")
+    print(f"--reject: {NONE} below {least:.2f}, from which on nine in ten held-out choices were right")
     return least
 
 
@@ -253,13 +253,10 @@ def retrieval(args, model):
         print(f"note: {len(predicted)} images are too few to say how good it is; score {metrics.FEW} or more")
     result = dict(task="zeroshot_retrieval", metrics=rows["this model"], interval_95=intervals, rows=rows)
     if threshold := rejection.threshold_of(model.record, "reject"):
-        kept = rejection.kept(threshold, *rejection.best_captions(predicted, text, image_of))
+        kept = rejection.kept(threshold, *rejection.pairs(predicted, text, image_of))
         result |= dict(reject=kept)
-        print(
-            "--reject: {right} of {kept} best captions scoring {threshold:.2f} or more are right".format(
-                **kept
-            )
-        )
+        found = f"{kept['kept']} score {threshold:.2f} or more, and {kept['right']} of these belong together"
+        print(f"--reject: of {kept['of']} pairs of a caption with its own or another image {found}")
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
 
 

@@ -211,7 +211,7 @@ def validate(args, data, training):
         found |= dict(val_loss=loss) | recalls | metrics.spread(predicted, text, image_of)
         record |= dict(captions=len(text), metrics=recalls)
         record |= dict(interval_95=metrics.intervals(*ranks, image_of))
-        record |= dict(reject=rejection.threshold(*rejection.best_captions(predicted, text, image_of)))
+        record |= dict(reject=rejection.threshold(*rejection.pairs(predicted, text, image_of)))
     if held_out.questions and held_out.questions.answers:
         seen = (held_out, list(data.bank), data.answer)
         for key, part in (("question_only_", predictor.question_only), ("", predictor.answers)):

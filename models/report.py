@@ -164,11 +164,15 @@ def curves(history, chance, path, reject=None):
 def _reliability(axis, reject):
     """Plot the curve of `rejection.threshold`: the share right and the share kept from a score on."""
     scores, right, kept = zip(*reject["curve"])
-    axis.plot(scores, right, "o-", markersize=3, label="best caption is the image's own")
-    axis.plot(scores, kept, "s:", markersize=3, label="share of the images")
+    axis.plot(scores, right, "o-", markersize=3, label="belong together")
+    axis.plot(scores, kept, "s:", markersize=3, label="share of all pairs")
     if reject["threshold"] is not None:
         axis.axvline(reject["threshold"], color="gray", label=f"--reject {reject['threshold']:.2f}")
-    axis.set(xlabel="score of the best held-out caption, or more", ylabel="share", ylim=(0, 1.02))
+    axis.set(
+        xlabel="score of a held-out caption and its own or another image, or more",
+        ylabel="share",
+        ylim=(0, 1.02),
+    )
     axis.legend()
 
 

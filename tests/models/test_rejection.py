@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.metrics import FEW
-from models.rejection import PRECISION, best_captions, kept, least_score, threshold
+from models.rejection import PRECISION, kept, least_score, pairs, threshold
 
 
 def naive(scores, right):
@@ -41,14 +41,19 @@ def test_there_is_no_threshold_for_wrong_or_few_choices():
     assert few["threshold"] is None and few["of"] == FEW - 1
 
 
-def test_best_caption_is_that_of_the_whole_product():
+@pytest.mark.parametrize("images", [2, 3, 30])
+def test_pairs_are_each_caption_with_its_own_and_another_image(images):
     torch.manual_seed(0)
-    predicted, text = F.normalize(torch.randn(30, 8), dim=1), F.normalize(torch.randn(60, 8), dim=1)
-    image_of = torch.arange(60) % 30
-    scores, right = best_captions(predicted, text, image_of, chunk=7)
+    predicted = F.normalize(torch.randn(images, 8), dim=1)
+    text = F.normalize(torch.randn(2 * images, 8), dim=1)
+    image_of = torch.arange(2 * images) % images
+    scores, right = pairs(predicted, text, image_of)
     every = predicted @ text.T
-    torch.testing.assert_close(scores, every.amax(1))
-    assert right.tolist() == [image_of[every[i].argmax()] == i for i in range(30)]
+    for caption, own in enumerate(image_of.tolist()):
+        torch.testing.assert_close(scores[caption], every[own, caption])
+        other = scores[len(text) + caption]
+        assert any(torch.isclose(other, every[i, caption]) for i in range(images) if i != own)
+    assert right.tolist() == [True] * len(text) + [False] * len(text)
 
 
 def test_least_score_of_a_record_without_one_says_why():
