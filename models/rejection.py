@@ -68,4 +68,4 @@ def least_score(record, key, folder):
     reason = "no image was held out to learn from which score it is right"
     if stored:
         reason = f"at no score are {PRECISION:.0%} of {FEW} or more of {stored['of']} held-out choices right"
-    raise ValueError(f"{folder}: {reason}; give the score yourself, as in --reject 0.4")
+    raise ValueError(f"{folder}: {reason}; give a score yourself, such as 0.4")

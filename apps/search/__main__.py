@@ -12,6 +12,7 @@ The index is one SQLite file. A killed run leaves an index that can be searched;
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -47,9 +48,9 @@ def parse(argv):
     c.add_argument("--and", dest="also", help="and this, each a text", **more)
     c.add_argument("--not", dest="without", help="but not this, each a text", **more)
     c.add_argument("--top", type=int, default=12, help="how many images (default %(default)s)")
-    c.add_argument(
-        "--threshold", type=float, default=-1, help="lowest cosine to show, -1 to 1 (default: all)"
-    )
+    least = "lowest cosine to show, -1 to 1 (default: all; without SCORE: the run's own, as eval.py --reject)"
+    own = dict(nargs="?", type=float, const=math.nan, default=-1, metavar="SCORE")
+    c.add_argument("--threshold", help=least, **own)
     how, flag = c.add_mutually_exclusive_group(), argparse.BooleanOptionalAction
     how.add_argument("--json", action=flag, default=False, help="print scores and paths as JSON")
     null_help = "end each path with a NUL byte, for xargs -0; a pipe without it gets a path per line"
@@ -81,7 +82,7 @@ def _check(p, args):
             p.error(f"--{name.replace('_', '-')} {flags[name]}: give 1 or more")
     if args.command == "duplicates" and not 0 < args.threshold <= 1:
         p.error(f"--threshold {args.threshold}: give more than 0 and at most 1")
-    if not -1 <= flags.get("threshold", 1) <= 1:
+    if abs(flags.get("threshold", 1)) > 1:
         p.error(f"--threshold {args.threshold}: a cosine is -1 to 1")
 
 
@@ -104,9 +105,15 @@ def run_find(args, store):
     if recall:
         print(f"approximate: {recall} against exact search", file=sys.stderr)
     best = results[0][0]
-    results = [(score, path) for score, path in results if score >= args.threshold]
+    least = args.threshold
+    if math.isnan(least):
+        from models.rejection import least_score
+        from models.runs import load_model
+
+        least = least_score(load_model(args.run)[2], "reject", args.run)
+    results = [(score, path) for score, path in results if score >= least]
     if not results:
-        print(f"nothing scores {args.threshold:g} or more, the best {best:.4f}", file=sys.stderr)
+        print(f"nothing scores {least:.3g} or more, the best {best:.4f}", file=sys.stderr)
     print_results(args, results)
     like = [f"like {os.path.basename(args.image)}"] if args.image else []
     title = printable(", ".join([*texts, *like, *(f"not {text}" for text in args.without)]))

@@ -505,6 +505,8 @@ def test_find_shows_nothing_below_the_threshold_and_says_so(world, loaded, capsy
     assert world.search("find", "a cat", "--threshold", 0.99, "--json") == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == [] and f"the best {scores[0]:.4f}" in err
+    assert world.search("find", "a cat", "--threshold") == 1  # the tiny run held out too few images
+    assert "give a score yourself" in capsys.readouterr().err
 
 
 def test_find_by_image_finds_that_image_and_takes_text_beside_it(world, loaded, capsys):
