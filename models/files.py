@@ -51,6 +51,21 @@ def stamp(path_or_stat):
     return times_of(stat) + (f"{YOUNG}{now}" if young else "")
 
 
+def unchanged(path, read):
+    """What `read()` returns, or the ValueError that it raises, for a file that it opens several times. Called
+    again while another process replaces the file."""
+    while True:
+        before = times_of(os.stat(path))
+        try:
+            found = read()
+        except ValueError:
+            if times_of(os.stat(path)) == before:
+                raise
+            continue
+        if times_of(os.stat(path)) == before:
+            return found
+
+
 @contextmanager
 def replacing(path):
     """Yield a temporary path beside `path` to write to. When the block ends, the file is flushed to the disk

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.files import clear_leftovers, packed, replacing, unpacked, why_passed_over
+from models.files import clear_leftovers, packed, replacing, unchanged, unpacked, why_passed_over
 
 FORMAT = "vl-jepa 2"
 WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
@@ -219,6 +219,10 @@ def _write(path, tensors, header):
 
 def _read(path, only=None):
     """(tensors, header) of a safetensors file; `only` reads the tensors of these names, unchecked."""
+    return unchanged(path, lambda: _read_once(path, only))  # safetensors opens a file twice
+
+
+def _read_once(path, only):
     open(path, "rb").close()  # PermissionError, which safetensors takes for a missing file
     try:
         with safe_open(path, "pt") as file:
