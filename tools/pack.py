@@ -77,16 +77,13 @@ def records(dataset):
 
 def ending(name, path):
     """The ending of an image's member: that of its name or, where that is none of an image, its format's."""
-    from PIL import Image
-
-    from models.dataset import FORMATS
+    from models.dataset import format_of
     from models.features.tars import KINDS
 
     own = Path(name).suffix[1:].lower()
     if KINDS.get(own) == "image":
         return own
-    with Image.open(path, formats=FORMATS) as image:
-        return dict(JPEG2000="jp2").get(image.format, image.format.lower())
+    return format_of(path).lower().replace("jpeg2000", "jp2")
 
 
 def add(tar, name, content):

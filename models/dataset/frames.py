@@ -8,9 +8,9 @@ open_frames("photo.jpg")                                        # a list of imag
 import itertools
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from .images import DECODE_ERRORS, MAX_PIXELS, check_file, open_image, upright_rgb
+from .images import DECODE_ERRORS, MAX_PIXELS, check_file, open_image, opened, upright_rgb
 from .video import UNDECODABLE, UNREADABLE, Report, intervals, length
 
 SLACK = 1e-6  # seconds; FFmpeg's clock ticks in microseconds, so closer times are the same
@@ -67,7 +67,7 @@ def duration(path):
 def _intervals(file, name, report, skip_bad):
     """The intervals of a video or an animated image, see models.dataset.video."""
     try:
-        image = Image.open(file, formats=ANIMATED)
+        image = opened(file, ANIMATED)
         count = getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
         image = None

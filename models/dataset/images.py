@@ -18,6 +18,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GB as RGB); a JPEG over
 # CMYK have. 200 megapixels with colors at half the width and height have 300 million.
 MAX_COEFFICIENTS = 4 * MAX_PIXELS
 MAX_SCANS = 500  # of a JPEG, each a pass over the whole image; libjpeg-turbo's own fuzzers stop there
+SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")  # a marker that libjpeg takes for one, with a length
 # What Pillow's decoders raise on damaged files, beside OSError (tests/corpus: truncated, mutated, bombs).
 DECODE_ERRORS = (
     OSError,
@@ -96,6 +97,16 @@ def open_image(file):
     return _decode(file, "image")
 
 
+def format_of(path):
+    """Pillow's name of the format of an image file, by its content, such as "JPEG"; None for a file that
+    `open_image` does not read. Nothing is decoded."""
+    try:
+        with open(check_file(path), "rb") as file, opened(file) as image:
+            return image.format
+    except DECODE_ERRORS:
+        return None
+
+
 def upright_rgb(image):
     """A PIL image of any mode as RGB: EXIF orientation applied, transparency composited on white, 16-bit grey
     scaled to 8 bits, the first frame of an animation. ValueError for pixels without a known white (32-bit,
@@ -105,7 +116,7 @@ def upright_rgb(image):
 
 def _decode(file, name):
     try:
-        with _opened(file) as image:
+        with opened(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 _reduce(image)
             _check_and_repair(image)
@@ -120,9 +131,9 @@ def _decode(file, name):
         raise ValueError(f"{name}: cannot be decoded as an image ({type(error).__name__}: {error})") from None
 
 
-def _opened(file):
+def opened(file, formats=FORMATS):
     """A binary file as a PIL image, not yet decoded: `Image.open` without its limit, which warns on stderr of
-    images that `_reduce` refuses, and refuses JPEGs that it can read.
+    images that `_reduce` refuses, and refuses JPEGs that it can read. HEIC is read where all formats are.
 
     Raises UnidentifiedImageError, and ValueError for a raw photograph."""
     file.seek(0)
@@ -130,7 +141,7 @@ def _opened(file):
     if re.match(RAW_HEADS, head):
         raise UnidentifiedImageError
     Image.init()
-    for name in FORMATS:
+    for name in formats:
         factory, accept = Image.OPEN[name]
         accepted = accept(head[:16])  # a text where Pillow lacks the decoder
         if not accepted or isinstance(accepted, str):
@@ -142,7 +153,7 @@ def _opened(file):
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # those for which Image.open goes on
             continue
-    if re.match(HEIC, head):
+    if formats == FORMATS and re.match(HEIC, head):
         return _heic(file)
     raise UnidentifiedImageError
 
@@ -236,12 +247,22 @@ def _is_buffered(jpeg):
     raise ValueError("its header is damaged, or it is lossless or arithmetic-coded; save it again")
 
 
+def _scans(jpeg):
+    """The number of scans of a JPEG (bytes): not those of a thumbnail in its header, or of a video behind its
+    end."""
+    at, scans = 0, 0
+    while (found := SEGMENT.search(jpeg, at)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return scans
+
+
 def _check_and_repair(image):
     """Repair or refuse what Pillow 13 decodes for hours, or to wrong pixels. tests/corpus has a file for each
     case."""
     if image.format in ("JPEG", "MPO"):
         image.fp.seek(0)
-        scans = image.fp.read().count(b"\xff\xda")
+        scans = _scans(image.fp.read())
         if scans > MAX_SCANS:
             raise ValueError(f"{scans} scans are over the limit of {MAX_SCANS}; save it again")
     if image.format == "TIFF" and image.mode.startswith("I"):

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from models.dataset import image_suffixes, open_image
+from models.dataset import format_of, image_suffixes, open_image
 from models.dataset.images import MAX_COEFFICIENTS, MAX_PIXELS
 from tests.corpus.encoders import RGB, exif, png, saved, scene, stored, tiff
 
@@ -285,3 +285,21 @@ def test_suffixes_tell_what_pillow_heif_would_add(monkeypatch):
     assert {".jpg", ".png", ".avif"} <= found and missing == {".heic", ".heics", ".heif", ".heifs", ".hif"}
     monkeypatch.setitem(sys.modules, "pillow_heif", sys)
     assert image_suffixes() == (found | missing, set())
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["video behind its end", "thumbnail in its header"])
+def test_scans_of_other_files_inside_a_jpeg_do_not_count(behind):
+    """A motion photo has a video behind its end; a thumbnail is a JPEG of its own in a segment."""
+    jpeg, others = saved(RGB, "JPEG"), b"\xff\xda\0\x02" * 9_999
+    segment = b"\xff\xe5" + struct.pack(">H", len(others) + 2) + others
+    data = jpeg + others if behind else jpeg[:2] + segment + jpeg[2:]
+    assert open_image(io.BytesIO(data)).tobytes() == open_image(io.BytesIO(jpeg)).tobytes()
+
+
+def test_format_is_told_by_content_of_a_photograph_over_the_limit_too(heic, tmp_path):
+    """Pillow's own `Image.open` raises of twice the limit, and knows no HEIC."""
+    small = saved(RGB, "JPEG")
+    for content, want in ((resized(small, 20_000, 12_000), "JPEG"), (png(RGB, 8, 2), "PNG"), (b"", None)):
+        (tmp_path / "photo").write_bytes(content)
+        assert format_of(tmp_path / "photo") == want
+    assert format_of(tmp_path) is None and format_of(tmp_path / "none") is None
