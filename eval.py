@@ -359,7 +359,7 @@ def evaluate(args):
 def main(argv=None):
     """Exit code: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage."""
     args = parse(argv)
-    return script.run("eval.py", lambda: evaluate(args))
+    return script.run("eval.py", lambda: evaluate(args), args.quiet)
 
 
 if __name__ == "__main__":

@@ -358,7 +358,9 @@ def hold_and_train(argv, stop):
     try:
         args, typed = parse(argv)
 
-        from models import runs
+        from models import runs, script
+
+        script.hush(args.quiet)
 
         is_first = not int(os.environ.get("RANK", 0))
         with runs.hold(args.run) if is_first else redirect_stdout(None):
@@ -372,7 +374,7 @@ def hold_and_train(argv, stop):
         advice = "lower --encode-batch if it was encoding, --batch-size if it was training"
         raise ValueError(f"{error}; {advice}") from None
     except OSError as error:
-        if error.filename or not error.errno:
+        if error.filename or not error.errno or isinstance(error, BrokenPipeError):
             raise
         raise OSError(f"{error.strerror}, writing in {args.run}") from None  # a full disk names no file
 

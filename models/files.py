@@ -8,6 +8,7 @@ with replacing("runs/default/log.jsonl") as new:
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -22,6 +23,7 @@ HIDDEN = "."  # how a hidden name begins: .DS_Store, ._a.jpg, .git, .thumbnails,
 # What operating systems, NAS boxes and archivers leave in folders. Case does not matter.
 SYSTEM = (
     "__MACOSX, Thumbs.db, ehthumbs.db, desktop.ini, Icon\r, @eaDir, @tmp, @Recycle, #recycle, #snapshot, "
+    "@Recently-Snapshot, Network Trash Folder, Temporary Items, FOUND.000, RECYCLED, "
     "$RECYCLE.BIN, RECYCLER, System Volume Information, lost+found"
 ).split(", ")
 
@@ -130,6 +132,11 @@ def listed(lines, most=20):
     many there are besides."""
     rest = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
     return "".join(f"\n  {line}" for line in [*lines[:most], *rest])
+
+
+def level(left_out):
+    """The logging level for a line of counts: --quiet silences those that say nothing was left out."""
+    return logging.WARNING if any(left_out.values()) else logging.INFO
 
 
 def tally(unit, used, left_out):

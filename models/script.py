@@ -4,13 +4,15 @@
         args = parse(argv)
         return run("search", lambda: find(args))
 
-Exit codes: 0 done, 1 failed, 130 interrupted; argparse itself exits with 2 on wrong usage. Results go to
-stdout, errors and progress to stderr."""
+Exit codes: 0 done, 1 failed, 130 interrupted, 141 when the reader of a pipe ended (`| head`); argparse itself
+exits with 2 on wrong usage. Results go to stdout, errors and progress to stderr."""
 
 import argparse
 import logging
 import os
 import sys
+
+OWN = ("models", "apps", "tools")  # packages of this project: one that is missing is a bug
 
 
 def parser(name, description):
@@ -47,19 +49,34 @@ def add_follow_links(arguments):
 
 def add_quiet(arguments):
     """Add --quiet."""
-    arguments.add_argument(
-        "--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars"
-    )
+    switch = argparse.BooleanOptionalAction
+    what = "no progress bars, and no counts where nothing was left out"
+    arguments.add_argument("--quiet", action=switch, default=False, help=what)
 
 
-def run(name, work):
+def hush(quiet):
+    """With `quiet`, only the warnings of the library are printed."""
+    logging.getLogger("models").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def run(name, work, quiet=False):
     """Call `work()` and return the exit code. What the library logs is printed to stderr; ValueError and
-    OSError become one line there, since their messages are written for the user. Any other exception is a bug
-    and is raised."""
+    OSError become one line there, since their messages are written for the user, and so does a package that
+    is missing. Any other exception is a bug and is raised."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("models").setLevel(logging.INFO)
+    hush(quiet)
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails to flush it at exit
+        return 141
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] in OWN:
+            raise
+        print(f"{name}: {error}; pip install -r requirements.txt", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(f"{name}: {said(error)}", file=sys.stderr)
         return 1

@@ -152,7 +152,7 @@ def work(args):
 def main(argv=None):
     """Return the exit code, see models.script."""
     args = parse(argv)
-    return script.run("attention", lambda: work(args))
+    return script.run("attention", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def difference(ranks, others, image_of):
 def main(argv=None):
     """The exit code, see `models.script`."""
     args = parse(argv)
-    return run("export", lambda: export(args))
+    return run("export", lambda: export(args), args.quiet)
 
 
 if __name__ == "__main__":

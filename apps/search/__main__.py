@@ -171,7 +171,7 @@ def work(args):
 def main(argv=None):
     """The exit code, see models/script.py."""
     args = parse(argv)
-    return script.run("search", lambda: work(args))
+    return script.run("search", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def work(args):
 def main(argv=None):
     """Return the exit code, see models.script."""
     args = parse(argv)
-    return script.run("video", lambda: work(args))
+    return script.run("video", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from models.files import printable, why_passed_over
+from models.files import level, printable, why_passed_over
 
-from .images import DECODE_ERRORS, FORMATS, HEIC_NEEDS, image_suffixes
+from .images import HEIC_NEEDS, format_of, image_suffixes
 
 log = logging.getLogger(__name__)
 LINKS, REPEATED, OTHERS = "links", "links to what is read anyway", "other files"
@@ -81,7 +81,7 @@ def expand(paths, exclude=(), follow_links=False):
         walked = walk(path, exclude, follow_links, deep=False)
         if not walked.files:
             raise ValueError(f"{path}: no images in it {walked.without_images()}")
-        log.info("%s", walked.counted(path))
+        log.log(level(walked.left_out), "%s", walked.counted(path))
         found += [path / name for name in walked.files]
     return found
 
@@ -104,7 +104,7 @@ def by_class(root, exclude=(), follow_links=False):
     if len(classes) < 2:
         found = f"{len(classes)} class folders with images in it {walked.without_images()}"
         raise ValueError(f"{root}: {found}; {what}")
-    log.info("%s", walked.counted(root))
+    log.log(level(walked.left_out), "%s", walked.counted(root))
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if empty := [name for name in folders if name not in classes]:
         log.warning("%s: no class, since no image in it is read: %s", root, printable(", ".join(empty)))
@@ -222,20 +222,11 @@ class _Scanner:
         suffix = os.path.splitext(path)[1].lower()
         if suffix in self.heic:
             self.leave_out(HEIC)
-        elif is_file and (suffix in self.suffixes or not suffix and self.begins_as_image(path)):
+        elif is_file and (suffix in self.suffixes or not suffix and format_of(os.path.join(self.root, path))):
             self.walked.files[path] = stat
         else:
             self.leave_out(OTHERS)
             self.walked.suffixes[suffix or "without suffix"] += 1
-
-    def begins_as_image(self, path):
-        from PIL import Image
-
-        try:
-            Image.open(os.path.join(self.root, path), formats=FORMATS).close()
-        except DECODE_ERRORS:
-            return False
-        return True
 
     def leave_out(self, why):
         self.walked.left_out[why] += 1

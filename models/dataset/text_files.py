@@ -12,7 +12,7 @@ import re
 import shlex
 import unicodedata
 
-from models.files import listed, tally
+from models.files import level, listed, tally
 
 from .images import check_file
 
@@ -120,7 +120,7 @@ def read_labels(path):
         raise ValueError(f"{path}: no labels in it; write one per line")
     blank = lines.count("")
     left_out = dict(blank=blank, repeated=len(lines) - blank - len(labels))
-    log.info("%s: %s", path, tally("lines", len(labels), left_out))
+    log.log(level(left_out), "%s: %s", path, tally("lines", len(labels), left_out))
     return labels
 
 
@@ -149,7 +149,8 @@ def read_class_names(path, folders):
         counts = f"{len(nameless)} folders get no name, {len(wrong)} lines give none"
         advice = "write one line per folder: its name, a space, tab or comma, and the class name"
         raise ValueError(f"{path}: {counts}; {advice}{listed(nameless)}{listed(wrong)}")
-    log.info("%s: %s", path, tally("lines", len(names), dict(blank=lines.count(""))))
+    left_out = dict(blank=lines.count(""))
+    log.log(level(left_out), "%s: %s", path, tally("lines", len(names), left_out))
     if all(re.match(r"\d+\s", name) for name in names.values()):  # as in ImageNet's map_clsloc.txt
         first = next(iter(names.values()))
         log.warning(

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from models.dataset import check_file, open_frames, random_view
-from models.files import sha256, stamp
+from models.files import level, sha256, stamp
 
 from .ahead import encode_ahead
 from .cache import batched, opened, row_key, to_tensor
@@ -91,7 +91,7 @@ def encode_archive(
         files = [File(*found) for found in zip(paths, stamps, digests)]
         files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
         dataset.drop(bad)
-        log.info("%s", dataset.account())
+        log.log(level(dataset.left_out), "%s", dataset.account())
         readable = [file for file in files if file.digest]
         options = (batch_size, workers, quiet, places)
         blobs, unread, damaged = _encode_missing(store, readable, vision, *options)

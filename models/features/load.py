@@ -129,7 +129,8 @@ def _load_shards(args, vision, text, process):
     distributed.wait()
     shards = open_shards(args.shard_features, names)
     if process.rank == 0:
-        log.info("%s: %s", args.shards, summary(shards.image, shards.text, shards.questions, shards.tally))
+        counts = summary(shards.image, shards.text, shards.questions, shards.tally)
+        log.log(shards.tally.level(), "%s: %s", args.shards, counts)
     questions = None
     if with_questions:
         if not shards.questions:

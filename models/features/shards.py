@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from models.dataset import Row, open_frames
-from models.files import packed, sha256, unpacked
+from models.files import packed, sha256, unpacked, why_passed_over
 
 from .ahead import encode_ahead
 from .cache import batched
@@ -95,7 +95,7 @@ def encode_shards(
         tensors = _encode(tar, vision, text, batch_size, workers, questions, tally, title, quiet)
         write(path, tensors, tally, towers | metadata)
         asked = unpacked(tensors["questions"]) if questions else []
-        log.info("%s: %s", tar.name, summary(tensors["image"], tensors["text"], asked, tally))
+        log.log(tally.level(), "%s: %s", tar.name, summary(tensors["image"], tensors["text"], asked, tally))
     return list(tars)
 
 
@@ -112,7 +112,7 @@ def open_shards(folder, names=None):
     one that is not there."""
     folder = Path(folder)
     if names is None:
-        paths = sorted(folder.glob("*.safetensors"))
+        paths = sorted(p for p in folder.glob("*.safetensors") if not why_passed_over(p.name))
     else:
         paths = [folder / f"{name}.safetensors" for name in names]
     digest, towers, found, total = hashlib.sha256(), None, [], Tally()

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from models.files import printable
+from models.files import level, printable
 
 # (key, ending) as WebDataset has them: a key ends at the first dot of the file name.
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
@@ -89,6 +89,10 @@ class Tally:
             self.leave_out(reason, *names, count=count)
         for kind, count in other.passed_over.items():
             self.pass_over(kind, count)
+
+    def level(self):
+        """The logging level of these counts."""
+        return level(self.left_out | self.passed_over | dict(cut_short=self.cut_short))
 
     def __str__(self):
         """'from 2 of 3 members; left out 1: 1 without an image next to it (c.txt)'."""

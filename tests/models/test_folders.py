@@ -131,3 +131,13 @@ def test_folder_that_cannot_be_read_is_named_and_counted(tmp_path, caplog):
     walked = walk(tmp_path)
     (tmp_path / "closed").chmod(0o700)
     assert walked.left_out == {"folders that cannot be read": 1} and "closed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "folder", ["@Recently-Snapshot", "Network Trash Folder", "Temporary Items", "recycled", "FOUND.000"]
+)
+def test_older_versions_and_deleted_images_are_passed_over(tmp_path, folder):
+    """As QNAP's snapshots, file servers of Macs, and Windows on FAT keep them."""
+    make(tmp_path, "a.jpg", f"{folder}/2024/a.jpg", f"2019/{folder}/b.jpg")
+    walked = walk(tmp_path)
+    assert list(walked.files) == ["a.jpg"] and walked.left_out.total() == 2

@@ -1,5 +1,6 @@
 """models/script.py: how every script of this project ends."""
 
+import os
 import subprocess
 import sys
 
@@ -53,3 +54,35 @@ def test_parser_has_the_flags_that_name_a_model(capsys):
     with pytest.raises(SystemExit, match="0"):
         p.parse_args(["--help"])
     assert "    a command   as it is written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", ["print('a' * 99)", "[print('a' * 99, flush=True) for _ in range(9999)]"])
+def test_reader_that_ends_early_is_no_error(code):
+    """As `python eval.py photos | head` has it: with all still to be written, and in the middle."""
+    code = f"import sys\nfrom models import script\nsys.exit(script.run('x', lambda: {code} and 0))"
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE)
+    os.close(read)
+    os.close(write)
+    assert process.communicate()[1] == b"" and process.returncode == 141
+
+
+def test_missing_package_is_named_and_one_of_this_project_is_a_bug(capsys):
+    def needs(module):
+        __import__(module)
+
+    assert script.run("video", lambda: needs("no_such_package")) == 1
+    assert capsys.readouterr().err == (
+        "video: No module named 'no_such_package'; pip install -r requirements.txt\n"
+    )
+    with pytest.raises(ModuleNotFoundError):
+        script.run("video", lambda: needs("models.no_such_module"))
+
+
+@pytest.mark.parametrize(("quiet", "lines"), [(True, 1), (False, 2)])
+def test_quiet_prints_counts_only_where_something_was_left_out(quiet, lines):
+    log = "logging.getLogger('models.x').log(level(dict(bad=count)), '%d bad', count)"
+    code = "import logging\nfrom models import script\nfrom models.files import level\n"
+    code += f"script.run('x', lambda: [{log} for count in (0, 2)] and 0, {quiet})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "2 bad" and done.stderr.count("\n") == lines

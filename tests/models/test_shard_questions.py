@@ -24,7 +24,9 @@ def asked(tmp_path):
     archive = make_archive(tmp_path / "archive", count=4)
     questions = write_csv(tmp_path / "questions.csv", ROWS, HEADER)
     flags = ["--csv", str(archive.csv), "--questions", str(questions), "--images", str(archive.images)]
-    columns = dict(image_column="image_name", caption_column="comment", caption_lists=False)
+    columns = dict(
+        image_column="image_name", caption_column="comment", caption_lists=False, follow_links=False
+    )
     args = Namespace(csv=archive.csv, questions=questions, images=archive.images, **columns)
     return flags, dataset_of(args, skip_bad=False)
 
@@ -157,3 +159,9 @@ def test_damaged_questions_are_named(asked, tmp_path, name):
     shard_files.write(path, tensors, tally, {key: metadata[key] for key in keys})
     with pytest.raises(ValueError, match=r"t-0\.safetensors: damaged"):
         open_shards(tmp_path / "f")
+
+
+def test_files_that_a_mac_leaves_beside_feature_shards_are_passed_over(tmp_path):
+    (tmp_path / "._a.safetensors").write_bytes(b"\0\5\26\7")
+    with pytest.raises(ValueError, match="no features in it"):
+        open_shards(tmp_path)
