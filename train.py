@@ -357,11 +357,9 @@ def hold_and_train(argv, stop):
     """Hold the run folder and train. Rank 0 alone prints and saves."""
     try:
         args, typed = parse(argv)
-
         from models import runs, script
 
         script.hush(args.quiet)
-
         is_first = not int(os.environ.get("RANK", 0))
         with runs.hold(args.run) if is_first else redirect_stdout(None):
             return train(args, typed, stop)
