@@ -169,7 +169,7 @@ def _reliability(axis, reject):
     if reject["threshold"] is not None:
         axis.axvline(reject["threshold"], color="gray", label=f"--reject {reject['threshold']:.2f}")
     axis.set(
-        xlabel="score of a held-out caption and its own or another image, or more",
+        xlabel="score of a pair of image and caption, or more",
         ylabel="share",
         ylim=(0, 1.02),
     )
