@@ -296,8 +296,13 @@ def test_scans_of_other_files_inside_a_jpeg_do_not_count(behind):
     assert open_image(io.BytesIO(data)).tobytes() == open_image(io.BytesIO(jpeg)).tobytes()
 
 
-def test_format_is_told_by_content_of_a_photograph_over_the_limit_too(heic, tmp_path):
-    """Pillow's own `Image.open` raises of twice the limit, and knows no HEIC."""
+def test_format_of_a_heic_is_told_without_its_ending(heic, tmp_path):
+    (tmp_path / "photo").write_bytes(heic(RGB))
+    assert format_of(tmp_path / "photo") in ("HEIF", "HEIC")
+
+
+def test_format_is_told_by_content_of_a_photograph_over_the_limit_too(tmp_path):
+    """Pillow's own `Image.open` raises of twice the limit."""
     small = saved(RGB, "JPEG")
     for content, want in ((resized(small, 20_000, 12_000), "JPEG"), (png(RGB, 8, 2), "PNG"), (b"", None)):
         (tmp_path / "photo").write_bytes(content)
