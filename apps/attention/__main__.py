@@ -1,6 +1,6 @@
 """Where did it look? The share of each place of an image in the score of a text, as a heat map.
 
-    python -m apps.attention my_image_archive/10002456.jpg "people hanging from a cable" "water" --out map.png
+    python -m apps.attention my_image_archive/10002456.jpg "people hanging from a cable" "a bridge" --out map.png
     python -m apps.attention photo.jpg --ask "What color is the car?"      for a run trained with questions
     python -m tools.draw_archive --boxes boxes.json && python -m apps.attention --pointing boxes.json
 
@@ -16,7 +16,11 @@ from pathlib import Path
 
 from models import script
 
-ASKED = "share of the attention, above the mean place"
+UNITS = {  # of a map of `explain`, by method
+    "gradients": "score from a hundredth of the view",
+    "occlusion": "fall of the score when hidden",
+}
+ASKED = "share of the attention, per place"
 
 
 def parse(argv):
@@ -53,32 +57,30 @@ def heat_maps(args, model):
     image = open_image(args.image)
     if args.ask:
         maps = attend(model, image, args.ask)
-        answers = model.answer(image, args.ask)
-        draw(
-            image,
-            [f"{question} {answer}" for question, answer in zip(args.ask, answers)],
-            maps,
-            args.out,
-            ASKED,
-        )
-        for question, answer in zip(args.ask, answers):
-            print(f"{question} {answer}")
+        lines = [f"{question} {answer}" for question, answer in zip(args.ask, model.answer(image, args.ask))]
+        draw(image, lines, maps, args.out, ASKED)
     else:
         scores, maps = explain(model, image, args.texts, args.method)
-        titles = [
-            f"{textwrap.fill(text, 44)}\n{score:.4f}" for text, score in zip(args.texts, scores.tolist())
-        ]
-        draw(image, titles, maps, args.out, "cosine, above the mean place")
-        for text, score in zip(args.texts, scores.tolist()):
-            print(f"{score:8.4f}  {text}")
+        shown = list(zip(args.texts, scores.tolist()))
+        titles = [f"{textwrap.fill(text, 44)}\n{score:.4f}" for text, score in shown]
+        lines = [f"{score:8.4f}  {text}" for text, score in shown]
+        if args.method == "gradients":
+            sums = maps.nanmean((1, 2)).tolist()  # from all places together
+            lines = [
+                f"{line}   = {total:.4f} from its places + {score - total:.4f} without them"
+                for line, (_, score), total in zip(lines, shown, sums)
+            ]
+            maps = maps / 100
+        draw(image, titles, maps, args.out, UNITS[args.method])
+    print("\n".join(lines))
     print(f"heat maps in {args.out}")
 
 
 def draw(image, titles, maps, path, unit):
     """Write a PNG: the image, then in pale grey one panel per title with its map (H, W).
 
-    Red places are above the image's average place, blue ones below. All panels share one scale. What no tower
-    saw is veiled."""
+    Red places are above 0, blue ones below. All panels share one scale, labelled `unit`. What no tower saw is
+    veiled."""
     import torch
     from matplotlib.figure import Figure
     from PIL import Image
@@ -88,7 +90,6 @@ def draw(image, titles, maps, path, unit):
     image = image.resize((maps.shape[2], maps.shape[1]))
     grey = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.4)
     veil = torch.where(maps[0].isnan(), 0.6, math.nan)
-    maps = maps - maps.nanmean((1, 2), keepdim=True)
     top = float(maps.nan_to_num().abs().max()) or 1.0
     tall = min(8.0, max(1.0, 3.1 * image.height / image.width))  # inches
     figure = Figure(figsize=(3.3 * (len(titles) + 1) + 0.7, tall + 0.6), layout="constrained")

@@ -3,6 +3,7 @@ where they are."""
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +112,18 @@ def test_shares_add_up_to_the_score_above_the_baseline(name, monkeypatch):
     assert gained.abs().min() > 1e-3
 
 
+def test_printed_parts_of_a_score_add_up_to_it(world, tmp_path, capsys):
+    """What is left without the places is the score of the baseline, features of zeros in this run."""
+    IMAGE.save(tmp_path / "image.png")
+    out = tmp_path / "map.png"
+    assert world.main(tmp_path / "image.png", "a cat", "a cup", "--out", out) == 0
+    text = world.model.encode_text(["a cat", "a cup"])
+    bare = (world.model.predictor(torch.zeros(1, world.model.vision.dim)) @ text.T)[0]
+    for line, expected in zip(capsys.readouterr().out.splitlines(), bare.tolist()):
+        score, total, rest = map(float, re.findall(r"-?\d+\.\d{4}", line))
+        assert abs(score - total - rest) < 2e-4 and abs(rest - expected) < 5e-3
+
+
 def test_shares_are_the_naive_integral(world):
     """The loop goes point by point along the path and place by place over the maps."""
     model, tower = world.model, world.model.vision
@@ -213,7 +226,10 @@ def test_main_writes_panels(world, tmp_path, capsys):
     out = tmp_path / "karte_é.png"
     assert world.main(tmp_path / "größe 猫.png", "a cat", "a $rocket", "--out", out) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=1)[1] for line in said[:2]] == ["a cat", "a $rocket"] and str(out) in said[2]
+    assert [line.split(maxsplit=1)[1].split("   = ")[0] for line in said[:2]] == [
+        "a cat",
+        "a $rocket",
+    ] and str(out) in said[2]
     with Image.open(out) as image:
         assert image.format == "PNG" and image.width > 2 * image.height
 
