@@ -9,11 +9,24 @@
 Figures are made without pyplot, so the backend of a notebook stays as it is.
 """
 
+import shlex
+from pathlib import Path
+
 from models.files import replacing
 from models.metrics import KS
 
 WAYS = {"text_retrieval": "image to text", "image_retrieval": "text to image"}  # by their name in metrics
 NAME_WIDTH = 30
+# Digests, as in config.json, of unique_caption.csv, caption.csv, questions.csv, and the last two together.
+SHIPPED = {
+    "7c578edc47829107c60c520775497bdc5c6651f75e915195e28a94f0fda8bb55",
+    "db3cede532359ddc173f519466d48ca02d5de3e9aa5af456f9278fbef482f819",
+    "0793d939cdf69c5a9c2c2f23d8a1c9e809a80a6228b73782fde2f508c5fda71c",
+    "5ff037e2f2cf280f092a363ecc2a599d9d7996320fca6df6f00589b9a9261868",
+}
+DRAWN = """These images are drawn, not photographed: scenes of emoji (Noto Color Emoji, SIL Open Font License)
+that come with the code. Images, captions and this model have the code's licence, MIT; the glyphs keep theirs.
+The model says nothing about photographs."""
 CARD = """---
 {header}
 ---
@@ -41,7 +54,7 @@ model = VLJEPA.from_pretrained("this folder or repository")
 ## Data
 
 {images:,} images with {captions:,} captions{asked}, from `{source}`. SHA-256 of names and captions: {data}.
-
+{drawn}
 ## Results
 
 {results}
@@ -97,6 +110,24 @@ def epoch_row(entry, epochs):
     if "answer_loss" in entry:
         answers = f" {100 * entry.get('accuracy', float('nan')):7.1f} |"
     return f"{row} |{answers} {entry['lr']:8.2g} {entry['seconds']:8.2f}"
+
+
+def try_it(run, images, data):
+    """'Try it on a held-out image: ' and the command, quoted for a shell, that asks a run about the first
+    image of `data.examples`, rows of a captions or questions file: which of their texts fits, or its
+    question. `images` is the folder of the images, `data` what models.features.load gives. Without rows, the
+    command has a photo.jpg in its place."""
+    words = ["python", "eval.py", "--run", run]
+    if not data.examples:
+        return f"Try it: {shlex.join([*words, 'photo.jpg', '--labels', 'a dog', 'a cat'])}"
+    first = data.examples[0]
+    which = "an image it was trained on" if first.image_name in data.names else "a held-out image"
+    words.append(str(Path(images, first.image_name)))
+    if first.question:
+        words += ["--ask", first.question]
+    else:
+        words += ["--labels", *(" ".join(row.text.split()) for row in data.examples)]
+    return f"Try it on {which}: {shlex.join(words)}"
 
 
 def _cells(metrics, way):
@@ -202,9 +233,9 @@ def card(config, record, parameters, results=None):
     """The model card, Markdown. `config` and `record` are those of a VLJEPA, `parameters` how many numbers
     the predictor has. `results` is what `eval.py --csv ... --json FILE` writes; without it, the held-out
     results of training."""
-    recipe = config["recipe"]
+    recipe, is_drawn = config["recipe"], config["data"] in SHIPPED
     return CARD.format(
-        header=_card_header(),
+        header=_card_header(is_drawn),
         **config["towers"],
         parameters=parameters,
         images=config["images"],
@@ -213,6 +244,7 @@ def card(config, record, parameters, results=None):
         usage="\n".join(_card_usage(config)),
         source=recipe.get("shards") or " and ".join(filter(None, (recipe["csv"], recipe.get("questions")))),
         data=config["data"],
+        drawn=f"\n{DRAWN}\n" if is_drawn else "",
         results=_card_results(results, record.get("held_out")),
         epoch=record["epoch"],
         epochs=recipe["epochs"],
@@ -220,12 +252,13 @@ def card(config, record, parameters, results=None):
     )
 
 
-def _card_header():
-    """The metadata block of the card, YAML."""
+def _card_header(is_drawn):
+    """The metadata block of the card, YAML. Of a user's own data the licence is not known."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         language="en",
+        license="mit" if is_drawn else None,
         library_name="vl-jepa",
         pipeline_tag="zero-shot-image-classification",
         tags=["vl-jepa", "image-text-retrieval", "model_hub_mixin"],

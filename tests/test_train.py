@@ -1,10 +1,12 @@
 """train.py in this process, on 24 drawn images with two captions each."""
 
+import csv
 import io
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import eval as evaluate
 import train
 from models import metrics, runs
 from models.features import encode_archive
@@ -366,6 +369,21 @@ def test_nothing_held_out_trains_and_keeps_the_last_epoch(archive, tmp_path, cap
     assert not any(
         "val_loss" in entry or "image_retrieval_recall@1" in entry for entry in log_of(tmp_path / "run")
     )
+
+
+@pytest.mark.parametrize("fraction, is_held_out", [("0.3", True), ("0", False)])
+def test_last_line_is_a_command_about_an_image_of_the_run(archive, tmp_path, capsys, fraction, is_held_out):
+    archive.train(tmp_path / "run", "--epochs", "1", "--val-fraction", fraction)
+    start, _, command = capsys.readouterr().out.splitlines()[-1].partition("python eval.py ")
+    assert ("a held-out image" in start) == is_held_out
+    words = shlex.split(command)
+    image = Path(words[2])
+    assert image.is_file() and (image.name in VLJEPA.load(tmp_path / "run").trained_on) != is_held_out
+    with open(archive.csv, newline="", encoding="utf-8") as file:
+        captions = {tuple(row) for row in csv.reader(file)}
+    assert (image.name, words[4]) in captions and len(set(words[4:])) == 3
+    assert evaluate.main(words) == 0
+    assert "Prediction: " in capsys.readouterr().out
 
 
 def test_one_image_can_be_trained_on(archive, tmp_path):

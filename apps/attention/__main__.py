@@ -1,6 +1,6 @@
 """Where did it look? The share of each place of an image in the score of a text, as a heat map.
 
-    python -m apps.attention my_image_archive/10002456.jpg "people hanging from a cable" "a bridge" --out map.png
+    python -m apps.attention my_image_archive/10002456.jpg "people on a cable" "a bridge" --out map.png
     python -m apps.attention photo.jpg --ask "What color is the car?"      for a run trained with questions
     python -m tools.draw_archive --boxes boxes.json && python -m apps.attention --pointing boxes.json
 

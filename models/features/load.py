@@ -34,6 +34,7 @@ class Data:
     image_of: torch.Tensor  # (M,)
     views: torch.Tensor | None  # (N, K, Dv) float16
     names: list  # of the N images
+    examples: list  # rows of up to 3 images to try the model on, held out where some are; none of tars
     held_out: Features  # on the CPU
     places: Places | None  # (N, P, Dp)
     questions: Questions | None  # Q pairs of an image and a question
@@ -60,7 +61,7 @@ class Data:
 def load_data(args, vision, text, process):
     """Data: every row through the towers, once, and split by image. `args` are the flags of train.py."""
     load = _load_shards if args.shards else _load_csv
-    features, names, digest = load(args, vision, text, process)
+    features, names, digest, rows = load(args, vision, text, process)
     train_names, held_out_names = split_by_image(names, args.val_fraction, args.seed)
     source = args.shards or " and ".join(filter(None, (args.csv, args.questions)))
     if not train_names:
@@ -77,7 +78,23 @@ def load_data(args, vision, text, process):
     image_of = train.image_of.to(process.device)
     views = None if train.views is None else train.views.to(process.device)
     asked = _answers(args, train, text, process.device)
-    return Data(source, digest, image, captions, image_of, views, names, held_out, train.places, *asked)
+    examples = _examples(rows, held_out_names or train_names)
+    rest = (views, names, examples, held_out, train.places)
+    return Data(source, digest, image, captions, image_of, *rest, *asked)
+
+
+def _examples(rows, names, most=3):
+    """Up to `most` rows of different images among `names`, with different texts: of questions, if there are
+    any. A text that a command line would take for a flag is passed over."""
+    asked = [row for row in rows if row.question]
+    found = {}
+    for row in asked or rows:
+        if row.image_name in names and not (row.question or row.text).startswith("-"):
+            if row.image_name not in found and row.text not in {other.text for other in found.values()}:
+                found[row.image_name] = row
+        if len(found) == most:
+            break
+    return list(found.values())
 
 
 def _answers(args, train, text, device):
@@ -92,7 +109,8 @@ def _answers(args, train, text, device):
 
 
 def _load_csv(args, vision, text, process):
-    """(Features, image names, digest of the rows). Each process encodes its share into the cache first."""
+    """(Features, image names, digest of the rows, rows). Each process encodes its share into the cache
+    first."""
     options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions), args.views)
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
@@ -103,8 +121,13 @@ def _load_csv(args, vision, text, process):
         distributed.wait()
     dataset = dataset_of(args, args.skip_bad)
     features = encode_archive(dataset, vision, text, *options)
-    rows = "\n".join("\t".join(filter(None, row[:3])) for row in dataset.rows)
-    return features, dataset.image_names, hashlib.sha256(rows.encode()).hexdigest()
+    return features, dataset.image_names, digest_of(dataset.rows), dataset.rows
+
+
+def digest_of(rows):
+    """The SHA-256, in hex, of the names, questions and texts of rows."""
+    lines = "\n".join("\t".join(filter(None, row[:3])) for row in rows)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def dataset_of(args, skip_bad):
@@ -122,7 +145,7 @@ def dataset_of(args, skip_bad):
 
 
 def _load_shards(args, vision, text, process):
-    """(Features, image names, digest of tars and towers). Each process encodes its share first."""
+    """(Features, image names, digest of tars and towers, no rows). Each process encodes its share first."""
     with_questions = args.recipe == "answer"
     options = (process.rank, process.world, args.encode_batch, args.workers, args.quiet, with_questions)
     names = encode_shards(args.shards, args.shard_features, vision, text, *options)
@@ -138,4 +161,4 @@ def _load_shards(args, vision, text, process):
         encode = partial(encode_texts, text=text, cache=args.cache, quiet=args.quiet)
         questions = encode_questions(shards.questions, range(len(shards.image)), encode)
     features = Features(shards.image, shards.text, shards.image_of, questions, shards.places)
-    return features, shards.names(), shards.digest
+    return features, shards.names(), shards.digest, []

@@ -1,11 +1,18 @@
 """models/report.py: what the tables and the card print, and figures that are written whole."""
 
+import shlex
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 
+import eval as evaluate
 from models import metrics, report
+from models.dataset import Row
+from models.features.load import dataset_of, digest_of
 from models.rejection import threshold
+from tests.conftest import ROOT
 
 KEYS = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)]
 FOUND = metrics.chance(torch.arange(4).repeat_interleave(2), 4)
@@ -66,3 +73,40 @@ def test_card_shows_which_images_chose_the_epoch():
     assert "of dev" in own and "flatters" in own and "(10.0 to 20.0)" in own
     assert "of test" in given and "flatters" not in given
     assert "no image was held out" in report.card(config, dict(epoch=3), 918912)
+
+
+def test_card_says_that_the_shipped_images_are_drawn_and_names_the_licence():
+    parts = [("unique_caption.csv", ""), ("caption.csv", ""), ("", "questions.csv")]
+    parts.append(("caption.csv", "questions.csv"))
+    digests = set()
+    for captions, questions in parts:
+        args = SimpleNamespace(csv=captions and ROOT / captions, questions=questions and ROOT / questions)
+        args.image_column, args.caption_column, args.caption_lists = "image_name", ["comment"], False
+        args.images, args.follow_links = ROOT / "my_image_archive", False
+        digests.add(digest_of(dataset_of(args, False).rows))
+    assert digests == report.SHIPPED
+
+    tower = dict(name="tower", sha256="5" * 64)
+    config = dict(towers=dict(vision=tower, text=tower), recipe=dict(csv="caption.csv", epochs=9))
+    config |= dict(images=40, captions=80)
+    drawn = report.card(config | dict(data=digests.pop()), dict(epoch=3), 918912)
+    other = report.card(config | dict(data="d" * 64), dict(epoch=3), 918912)
+    assert "license: mit" in drawn and "are drawn, not photographed" in drawn
+    assert "license" not in other and "drawn" not in other
+
+
+@pytest.mark.parametrize("names", [("b", "c"), ("it's; $(x).jpg", "-c")], ids=["plain", "quoted"])
+def test_try_it_is_a_command_that_eval_parses(names):
+    first, second = names
+    rows = [Row(first, "", 'a "dog"\n& a cat', 2), Row(second, "", "a $HOME", 3)]
+    data = SimpleNamespace(examples=rows, names=[second])
+    start, _, command = report.try_it("my runs/1", "my photos", data).partition(": ")
+    words = shlex.split(command)
+    args = evaluate.parse(words[2:])
+    assert start == "Try it on a held-out image" and words[:2] == ["python", "eval.py"]
+    assert args.run == "my runs/1"
+    assert args.image == [f"my photos/{first}"] and args.labels == ['a "dog" & a cat', "a $HOME"]
+    data = SimpleNamespace(examples=[Row(first, "is it $5?", "no", 2)], names=[first])
+    asked = report.try_it("r", "i", data)
+    assert asked.startswith("Try it on an image it was trained on: ")
+    assert evaluate.parse(shlex.split(asked.partition(": ")[2])[2:]).ask == ["is it $5?"]
