@@ -2,6 +2,7 @@
 towers, a CLIP checkpoint of random weights and a trained run."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,6 +149,12 @@ def load(archive, **options):
 
 def encode(archive, vision, text, cache, **options):
     return encode_archive(load(archive), vision, text, cache=cache, quiet=True, workers=2, **options)
+
+
+@pytest.fixture(autouse=True)
+def counts_are_logged():
+    """Undo what a script with --quiet set in an earlier test."""
+    logging.getLogger("models").setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")
