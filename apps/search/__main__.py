@@ -157,6 +157,7 @@ def run_duplicates(args, store):
 
 
 def work(args):
+    """Run the command."""
     if args.command == "index":
         return run_index(args)
     with opened(args.index) as store:

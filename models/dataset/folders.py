@@ -161,6 +161,7 @@ class _Scanner:
         return is_new
 
     def scan(self, folder, why):
+        """Take every entry of a folder, in the order of names; `why` is the reason to leave them all out."""
         try:
             entries = sorted(os.scandir(os.path.join(self.root, folder)), key=lambda entry: entry.name)
         except OSError as error:
