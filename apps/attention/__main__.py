@@ -9,18 +9,10 @@ The last line measures whether the maps are right, where the boxes of things are
 (Sundararajan et al. 2017) attribute it to the last places a tower has before it pools them: an
 EfficientNet-Lite's maps, a CLIP transformer's patches before the last block."""
 
-import math
 import sys
-import textwrap
 from pathlib import Path
 
 from models import script
-
-UNITS = {  # of a map of `explain`, by method
-    "gradients": "score from a hundredth of the view",
-    "occlusion": "fall of the score when hidden",
-}
-ASKED = "share of the attention, per place"
 
 
 def parse(argv):
@@ -51,62 +43,16 @@ def parse(argv):
 
 def heat_maps(args, model):
     """Print the scores and draw the panels."""
-    from apps.attention.heat import attend, explain
+    from apps.attention.panels import draw, of_questions, of_texts
     from models.dataset import open_image
 
     image = open_image(args.image)
-    if args.ask:
-        maps = attend(model, image, args.ask)
-        lines = [f"{question} {answer}" for question, answer in zip(args.ask, model.answer(image, args.ask))]
-        draw(image, lines, maps, args.out, ASKED)
-    else:
-        scores, maps = explain(model, image, args.texts, args.method)
-        shown = list(zip(args.texts, scores.tolist()))
-        titles = [f"{textwrap.fill(text, 44)}\n{score:.4f}" for text, score in shown]
-        lines = [f"{score:8.4f}  {text}" for text, score in shown]
-        if args.method == "gradients":
-            sums = maps.nanmean((1, 2)).tolist()  # from all places together
-            lines = [
-                f"{line}   = {total:.4f} from its places + {score - total:.4f} without them"
-                for line, (_, score), total in zip(lines, shown, sums)
-            ]
-            maps = maps / 100
-        draw(image, titles, maps, args.out, UNITS[args.method])
-    print("\n".join(lines))
+    found = (
+        of_questions(model, image, args.ask) if args.ask else of_texts(model, image, args.texts, args.method)
+    )
+    draw(image, found, args.out)
+    print("\n".join(found.lines))
     print(f"heat maps in {args.out}")
-
-
-def draw(image, titles, maps, path, unit):
-    """Write a PNG: the image, then in pale grey one panel per title with its map (H, W).
-
-    Red places are above 0, blue ones below. All panels share one scale, labelled `unit`. What no tower saw is
-    veiled."""
-    import torch
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    from models.files import replacing
-
-    image = image.resize((maps.shape[2], maps.shape[1]))
-    grey = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.4)
-    veil = torch.where(maps[0].isnan(), 0.6, math.nan)
-    top = float(maps.nan_to_num().abs().max()) or 1.0
-    tall = min(8.0, max(1.0, 3.1 * image.height / image.width))  # inches
-    figure = Figure(figsize=(3.3 * (len(titles) + 1) + 0.7, tall + 0.6), layout="constrained")
-    axes = figure.subplots(1, len(titles) + 1)
-    axes[0].imshow(image)
-    axes[0].set_xlabel("the image")
-    for axis, title, heat in zip(axes[1:], titles, maps):
-        axis.imshow(grey)
-        opacity = (1.5 * heat.abs().nan_to_num() / top).clamp(0, 0.8)
-        shown = axis.imshow(heat, cmap="RdBu_r", vmin=-top, vmax=top, alpha=opacity)
-        axis.set_xlabel(title, parse_math=False)
-    for axis in axes:
-        axis.imshow(veil, cmap="gray", vmin=0, vmax=1, alpha=0.85)
-        axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=list(axes), label=unit, shrink=0.8)
-    with replacing(path) as new:
-        figure.savefig(new, dpi=100, format="png")
 
 
 def game(args, model):

@@ -1,6 +1,7 @@
 """Which images of an index are the same, and which nearly.
 
 identical, near = duplicates(store, threshold=0.92)     # [[path, ...], ...], [(cosine, [path, ...]), ...]
+folded(store, [(0.8, path), (0.7, copy)])               # [(0.8, path, [copy])]
 """
 
 import logging
@@ -33,6 +34,25 @@ def duplicates(store, threshold=NEAR, quiet=False):
     store.report_gone(sorted(gone), len(paths) - len(gone))
     near = [(cosine, kept) for cosine, group in near if len(kept := _without(gone, group)) > 1]
     return [kept for group in identical if len(kept := _without(gone, group)) > 1], near
+
+
+def folded(store, results, threshold=NEAR):
+    """[(score, path, alike)] of the results [(score, path)] of a search: of near-duplicates among them the
+    first one alone, with the list `alike` of the others' paths."""
+    numbers = [store.number(path) for _, path in results]
+    ids, sketches = store.blobs("sketch", f"id IN ({', '.join(map(str, numbers))})")  # (n, 256)
+    group_of = {
+        ids[i]: number for number, (_, group) in enumerate(near_groups(sketches, threshold)) for i in group
+    }
+    kept, first = [], {}
+    for number, (score, path) in zip(numbers, results):
+        group = group_of.get(number, ("alone", number))
+        if group in first:
+            first[group].append(path)
+        else:
+            first[group] = []
+            kept.append((score, path, first[group]))
+    return kept
 
 
 def _without(gone, paths):

@@ -27,15 +27,28 @@ class Found(NamedTuple):
 
 
 def find(
-    store, texts=(), image=None, without=(), top=12, run="runs/default", device="auto", ann=None, quiet=True
+    store,
+    texts=(),
+    image=None,
+    without=(),
+    top=12,
+    run="runs/default",
+    device="auto",
+    ann=None,
+    quiet=True,
+    model=None,
 ):
     """The `top` best images for the texts and the image, without what the texts `without` describe, as Found.
 
     Scores are cosines with the query of `combine`. `ann` asks for an approximate search; None asks for one
-    above EXACT_ROWS. Raises ValueError for an index that is empty, damaged, or not of the model in `run`."""
+    above EXACT_ROWS. `model` is that of `run`, for a caller that has loaded it. Raises ValueError for an
+    index that is empty, damaged, or not of the model in `run`."""
     import torch
 
-    model = _load(store, run, device)
+    from models.vljepa import VLJEPA
+
+    model = model or VLJEPA.load(run, device)
+    _check_model(store, model, run)
     wanted = [model.encode_text([text]) for text in texts]
     if image:
         wanted.append(model.encode_image(image))
@@ -81,13 +94,10 @@ def _best(store, query, ids, rows, top):
     return results
 
 
-def _load(store, run, device):
-    """The model of `run`. ValueError when the index was made with another."""
-    from models.vljepa import VLJEPA
-
-    model = VLJEPA.load(run, device)
+def _check_model(store, model, run):
+    """ValueError when the index was made with another model than that of `run`."""
     if store.meta["model"] == model.identity:
-        return model
+        return
     folder, name = shlex.quote(shown(store.root)), shlex.quote(str(run))
     again = f"index again: python -m apps.search index {folder} --run {name}"
     if store.meta["run"] == place(run):

@@ -183,6 +183,17 @@ class Index:
         follow_links = bool(self.meta.get("follow_links"))
         return [image_path(self.root, os.fsdecode(name), follow_links) for name in names]
 
+    def number(self, path):
+        """The id of the image at `path`, which may be relative to the folder. ValueError for a file that is
+        not in the index."""
+        name = os.fsencode(os.path.relpath(os.path.join(self.root, path), self.root))
+        found = self.db.execute(
+            "SELECT id FROM images WHERE path = ? AND row IS NOT NULL", (name,)
+        ).fetchone()
+        if not found:
+            raise ValueError(f"{os.fsdecode(name)}: is not an image of this index")
+        return found[0]
+
     def all_paths(self):
         """The path of each image, also of damaged ones, as bytes."""
         root = os.fsencode(self.root)

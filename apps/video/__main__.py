@@ -18,12 +18,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from apps.video import CHANGE
 from models import script
 
-# Ward distance times the square root of the seconds between frames. On 12 videos of training photographs,
-# with a frame every 0.5 s, 1.3 finds the true boundaries within 1 s with an F1 of 0.997 (Ward) and 0.992
-# (streaming); on 5 videos of held-out drawings 0.99. From 1.2 to 1.5, F1 is over 0.98 on all of them.
-CHANGE = 1.3
 SETTLE = 3.0  # seconds of a streamed segment before its words are written
 
 
@@ -107,14 +104,6 @@ def whole_video(args, model, report):
     return watch.whole_video(args.video, model.encode_image, args.every, args.quiet, args.skip_bad, report)
 
 
-def cut_by_change(args, rows):
-    """Edges (S + 1,) of the segments that --change leaves apart."""
-    from apps.video.segments import cut, ward
-
-    order, heights = ward(rows)
-    return cut(order, 1 + int((heights * args.every**0.5 > args.change).sum()))
-
-
 def embed(args, model):
     """Write clip (Dt,), frames (F, Dt) and times (F,) in seconds."""
     import torch
@@ -162,7 +151,7 @@ def watch(args, model):
 
 def watch_whole(args, model, write, report):
     """Read all frames, then cut. Returns the Segments, and fills in the `report`."""
-    from apps.video.segments import cut, means, middles, uniform, ward
+    from apps.video.segments import cut, cut_by_change, means, middles, uniform, ward
     from apps.video.watch import describe
 
     times, rows = whole_video(args, model, report)
@@ -171,7 +160,7 @@ def watch_whole(args, model, write, report):
     elif args.segments:
         edges = cut(ward(rows)[0], args.segments)
     else:
-        edges = cut_by_change(args, rows)
+        edges = cut_by_change(rows, args.every, args.change)
     said = write(means(rows, edges) if args.decode == "mean" else rows[middles(edges)])
     found = describe(edges.tolist(), times, report.end, said)
     for segment in found:
@@ -207,21 +196,19 @@ def watch_stream(args, model, write, report):
 
 def find(args, model):
     """Print the best frame of each segment, best first."""
+    from apps.video.segments import cut_by_change
+    from apps.video.watch import moments
     from models.dataset.video import Report
 
     report = Report()
     times, rows = whole_video(args, model, report)
-    clock = [*times, report.end]
-    edges = cut_by_change(args, rows).tolist()
+    edges = cut_by_change(rows, args.every, args.change).tolist()
     scores = rows @ model.encode_text(args.text).cpu()[0]  # (F,)
-    moments = []
-    for a, b in zip(edges, edges[1:]):
-        best = a + int(scores[a:b].argmax())
-        moments.append((scores[best].item(), clock[best], clock[a], clock[b]))
-    print(f'{args.video}: {len(moments)} segments; best moments for "{args.text}"')
+    found = moments(scores, edges, [*times, report.end])
+    print(f'{args.video}: {len(found)} segments; best moments for "{args.text}"')
     print("  cosine       at  segment")
-    for score, at, start, stop in sorted(moments, reverse=True)[: args.count]:
-        print(f"{score:8.3f} {at:8.1f} {start:8.1f} - {stop:.1f}")
+    for moment in found[: args.count]:
+        print(f"{moment.score:8.3f} {moment.at:8.1f} {moment.start:8.1f} - {moment.end:.1f}")
     print(f"{args.video}: {report}")
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from apps.video import CHANGE
+
 
 def ward(rows):
     """(order, heights), int64 and float32 (F - 1,): agglomerative clustering of neighbours in time.
@@ -46,6 +48,13 @@ def cut(order, count):
         raise ValueError(f"{count} segments of {frames} frames; ask for 1 to {frames}")
     kept = order[frames - count :].sort().values + 1
     return torch.cat([torch.tensor([0]), kept, torch.tensor([frames])])
+
+
+def cut_by_change(rows, step, change=CHANGE):
+    """Edges (S + 1,) int64 of the segments whose neighbours differ by more than `change`, for rows that are
+    `step` seconds apart."""
+    order, heights = ward(rows)
+    return cut(order, 1 + int((heights * step**0.5 > change).sum()))
 
 
 def uniform(frames, count):

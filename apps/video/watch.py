@@ -26,6 +26,13 @@ class Segment(NamedTuple):
     words: str
 
 
+class Moment(NamedTuple):
+    score: float  # cosine of the frame with a text
+    at: float  # seconds
+    start: float  # of its segment
+    end: float
+
+
 def embeddings(path, encode, step, batch=32, quiet=False, skip_bad=False, report=None):
     """Yield (time, row (Dt,) on the CPU) every `step` seconds of a video. `encode` maps up to `batch` images
     to rows (B, Dt). With a batch of 1, each row is there as soon as its frame is. `skip_bad`, `report` and
@@ -75,3 +82,13 @@ def describe(edges, times, end, said):
     clock = [*times, end]
     spans = zip(edges, edges[1:], said)
     return [Segment(clock[a], clock[b], times[(a + b - 1) // 2], *words) for a, b, words in spans]
+
+
+def moments(scores, edges, clock):
+    """A list of Moments, best first: the frame of each segment with the highest of scores (F,). `edges`
+    (S + 1) are frame numbers, `clock` (F + 1) the times of the frames and the end, in seconds."""
+    found = []
+    for a, b in zip(edges, edges[1:]):
+        best = a + int(scores[a:b].argmax())
+        found.append(Moment(scores[best].item(), clock[best], clock[a], clock[b]))
+    return sorted(found, reverse=True)
