@@ -10,7 +10,7 @@ GROUND = {"files", "hub", "onednn"}
 WHOLE = {"vljepa", "onnx_file"}
 HEAVY = set(
     "open_clip sentence_transformers transformers timm matplotlib pandas torchvision huggingface_hub captum "
-    "tokenizers onnx onnxruntime pycocoevalcap sklearn scipy av usearch faiss".split()
+    "tokenizers onnx onnxruntime pycocoevalcap sklearn scipy av usearch faiss gradio".split()
 )
 FILES = [ROOT / "train.py", ROOT / "eval.py"]
 for folder in ("models", "apps", "tools"):
@@ -102,14 +102,23 @@ def test_parts_of_models_form_no_circle():
             del needs[part]
 
 
-def test_apps_never_import_each_other():
+def test_apps_but_the_page_never_import_each_other():
     found = []
     for path in (ROOT / "apps").rglob("*.py"):
         own = f"apps.{path.relative_to(ROOT / 'apps').parts[0].removesuffix('.py')}"
-        found += offenders(path, lambda m, _, own=own: m.startswith("apps.") and not m.startswith(own))
+        if own != "apps.page":  # it is made of the others
+            found += offenders(path, lambda m, _, own=own: m.startswith("apps.") and not m.startswith(own))
         found += offenders(path, lambda m, _: m.split(".")[0] in ("train", "eval", "tools", "tests"))
     for path in (ROOT / "train.py", ROOT / "eval.py"):
         found += offenders(path, lambda m, _: m.split(".")[0] in ("train", "eval", "apps", "tools", "tests"))
+    assert found == []
+
+
+def test_only_the_page_imports_gradio():
+    found = []
+    for path in FILES:
+        if path.parent.name != "page":
+            found += offenders(path, lambda m, _: m.split(".")[0] == "gradio" or m.startswith("apps.page"))
     assert found == []
 
 
@@ -117,9 +126,10 @@ def test_apps_never_import_each_other():
 def test_heavy_packages_are_imported_where_they_are_needed(path):
     """An import of seconds at module level is paid by --help and by models.metrics."""
     # VLJEPA is a subclass of huggingface_hub's mixin; the other two are imported only where onnx or timm is
-    # the point.
+    # the point, and the modules of the page only once it runs.
     exempt = {"vljepa": {"huggingface_hub"}, "graph": {"onnx"}, "timm_peer": {"timm"}}
-    allowed = exempt.get(path.stem, set())
+    is_page = path.parent.name == "page" and path.stem != "__main__"
+    allowed = {"gradio"} if is_page else exempt.get(path.stem, set())
     assert offenders(path, lambda m, at_once: at_once and m.split(".")[0] in HEAVY - allowed) == []
 
 

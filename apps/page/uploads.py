@@ -1,0 +1,67 @@
+"""Files that visitors send, and what they are told.
+
+Gradio would decode an upload before this project's checks see it, and fetch an address that is sent in place
+of a file. Photo and Clip pass the path of an upload on as it is, for `open_image` and `read_frames`."""
+
+import html
+import re
+from functools import wraps
+from pathlib import Path
+
+import gradio as gr
+
+from models.files import printable
+from models.script import said
+
+# A path that begins at the root, up to its last folder.
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\":;,]+/)+")
+
+
+class Upload:
+    """The part that Photo and Clip share, in front of a component of Gradio."""
+
+    def preprocess(self, payload):
+        return payload and payload.path
+
+    async def async_move_resource_to_block_cache(self, source):
+        if source is not None and re.match(r"[a-z]+://", str(source), re.IGNORECASE):
+            raise gr.Error("an address is not fetched; send the file itself", print_exception=False)
+        return await super().async_move_resource_to_block_cache(source)
+
+
+class Photo(Upload, gr.Image):
+    """An image by upload, paste or camera. Its value is a path."""
+
+    def get_block_name(self):
+        return "image"
+
+
+class Clip(Upload, gr.Video):
+    """A video by upload or camera. Its value is a path. It is shown as it is: FFmpeg never converts it."""
+
+    def get_block_name(self):
+        return "video"
+
+    def postprocess(self, value):
+        return value and gr.FileData(path=str(value), orig_name=Path(value).name)
+
+
+def telling(function, root):
+    """`function`, whose ValueError and OSError become a line on the page: escaped, and with no folder of this
+    machine but those below the indexed one, `root`. Any other error is a bug: the page says that it failed,
+    and the terminal why."""
+
+    @wraps(function)
+    def told(*arguments):
+        try:
+            return function(*arguments)
+        except (OSError, ValueError) as error:
+            raise gr.Error(html.escape(without_folders(said(error), root)), print_exception=False) from None
+
+    return told
+
+
+def without_folders(message, root=""):
+    """An error message without the folders in front of file names; those below `root` stay."""
+    message = message.replace(f"{root}/", "") if root else message
+    return printable(FOLDERS.sub("", message))
