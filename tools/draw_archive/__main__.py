@@ -3,10 +3,12 @@
     python -m tools.draw_archive --out images --captions five.csv --unique one.csv --questions asked.csv
     python -m tools.draw_archive --only-questions --overwrite     questions.csv alone; needs no font
     python -m tools.draw_archive --boxes boxes.json      where things are, for apps.attention --pointing
+    python -m tools.draw_archive --videos 1000 --out videos        videos, with captions.csv and questions.csv
 
 An image shows colour emoji (Noto Color Emoji, OFL) in a drawn setting. Everything follows from the seed
 and the number of the image: layout.py places things, captions.py describes them, questions.py asks about
-them, drawing.py draws them, vocabulary.json and wordings.py hold the words.
+them, drawing.py draws them, vocabulary.json and wordings.py hold the words. Of videos, motion.py plans what
+moves, video_words.py describes it and asks, and videos.py draws it.
 """
 
 import json
@@ -21,7 +23,11 @@ from tools.prepare import write_csv
 from .captions import article, captions, unique
 from .drawing import FONT, draw, load_font
 from .layout import layout
+from .motion import pair
 from .questions import Row, questions, report
+from .video_words import ask as ask_video
+from .video_words import describe
+from .videos import write
 
 
 def parse(argv):
@@ -47,6 +53,11 @@ def parse(argv):
         type=Path,
         default="questions.csv",
         help="CSV, questions with answers and types (default %(default)s)",
+    )
+    p.add_argument(
+        "--videos",
+        type=int,
+        help="draw this many videos into --out instead, each followed by its reverse, an even number",
     )
     p.add_argument("--count", type=int, default=1000, help="number of images (default %(default)s)")
     p.add_argument(
@@ -85,10 +96,28 @@ def ask(path, scenes):
     print(f"questions written to {path}")
 
 
+def draw_videos(args):
+    """Write the videos and their two CSVs into --out. Raises ValueError for an odd number of videos."""
+    if args.videos < 2 or args.videos % 2:
+        raise ValueError(f"--videos is {args.videos}; give an even number, since each comes with its reverse")
+    font, size, said, asked = load_font(args.font), 0, [], []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for index in range(args.videos // 2):
+        clips = pair(index, args.seed)
+        size += write(clips, args.out, font)
+        for clip in clips:
+            said += [(clip.name, text) for text in describe(clip)]
+            asked += ask_video(clip)
+    write_csv(args.out / "captions.csv", said)
+    write_csv(args.out / "questions.csv", asked, Row._fields)
+    print("\n".join(report(asked)))
+    print(f"{args.videos} videos, {size / 1e6:.1f} MB, captions.csv and questions.csv written to {args.out}")
+
+
 def outputs(args):
     """The paths that these flags write."""
-    if args.boxes:
-        return [args.boxes]
+    if args.boxes or args.videos is not None:
+        return [args.boxes or args.out]
     return [args.questions] if args.only_questions else [args.out, args.captions, args.unique, args.questions]
 
 
@@ -98,6 +127,9 @@ def work(args):
     for path in outputs(args):
         if path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists; replace it with --overwrite, or give another path")
+    if args.videos is not None:
+        draw_videos(args)
+        return
     scenes = [layout(index, args.seed) for index in range(args.count)]
     if args.boxes:
         text = json.dumps({scene.name: boxes(scene) for scene in scenes}, indent=1)
