@@ -16,6 +16,27 @@ COCO = {
         {"image_id": 9, "caption": "Two\ncats .\n"},
     ],
 }
+MSRVTT = {  # as in the readme of the data set: the fields of videos[] and sentences[]
+    "info": {"year": "2016", "version": "1.0"},
+    "videos": [
+        {"category": 9, "url": "https://x", "video_id": id, "start time": 137.72, "end time": 149.44}
+        | {"split": split, "id": number}
+        for number, (id, split) in enumerate([("video0", "train"), ("video6513", "validate")])
+    ],
+    "sentences": [
+        {"caption": "a car is shown", "video_id": "video0", "sen_id": 0},
+        {"caption": "a man  sings", "video_id": "video6513", "sen_id": 1},
+        {"caption": "a red car", "video_id": "video0", "sen_id": 2},
+    ],
+}
+ONE_K_A = "key,vid_key,video_id,sentence\nret0,msr9770,video9770,a person is connecting something to system\n"
+MSVD = """# AllVideoDescriptions
+#
+-4wsuPCjDBc_5_15 a squirrel is eating a peanut in it's shell
+mv89psG6zh4_33_46 A panda eats 2 bamboos.
+
+-4wsuPCjDBc_5_15 a chipmunk is eating
+"""
 
 
 def karpathy(*images):
@@ -126,6 +147,44 @@ def test_karpathy_coco_path_holds_the_folder(run):
     assert run("karpathy", data).full == [("val2014/1.jpg", "A bus .")]
 
 
+def test_videos_of_msrvtt_are_read_by_split(run):
+    cars = [("video0.mp4", "a car is shown"), ("video0.mp4", "a red car")]
+    assert run("msrvtt", MSRVTT, "--split", "train").full == cars
+    done = run("msrvtt", MSRVTT, "--overwrite")
+    assert done.full == [*cars, ("video6513.mp4", "a man sings")]
+    assert "2 videos\n" in done.out and "3 captions; per video min 1, median 1.5, max 2\n" in done.out
+    assert "3 captions = 3 used" in done.out
+
+
+def test_split_1k_a_of_msrvtt_is_read_and_its_training_list(run, tmp_path):
+    rows = [("video9770.mp4", "a person is connecting something to system")]
+    assert run("msrvtt", ONE_K_A, name="MSRVTT_JSFUSION_test.csv").full == rows
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo6513\n")
+    done = run("msrvtt", MSRVTT, "--split", tmp_path / "MSRVTT_train.9k.csv", "--overwrite")
+    assert done.full == [("video6513.mp4", "a man sings")]
+    assert "3 captions = 1 used + 2 left out (2 of another split)" in done.out
+
+
+def test_videos_of_msvd_are_read(run, tmp_path):
+    (tmp_path / "test_list.txt").write_text("mv89psG6zh4_33_46\n")
+    panda = ("mv89psG6zh4_33_46.avi", "A panda eats 2 bamboos.")
+    done = run("msvd", MSVD, name="AllVideoDescriptions.txt")
+    squirrel = [
+        ("-4wsuPCjDBc_5_15.avi", text)
+        for text in ("a squirrel is eating a peanut in it's shell", "a chipmunk is eating")
+    ]
+    assert done.full == [*squirrel, panda] and done.unique == [squirrel[0], panda]
+    assert run("msvd", MSVD, "--split", tmp_path / "test_list.txt", "--overwrite").full == [panda]
+
+
+def test_videos_are_found_under_another_ending(run, images):
+    (images / "video0.webm").write_bytes(b"video")
+    done = run("msrvtt", MSRVTT, "--images", images)
+    assert done.full == [("video0.webm", "a car is shown"), ("video0.webm", "a red car")]
+    assert "1 files found under another ending: video0.webm for video0.mp4\n" in done.out
+    assert "3 captions = 2 used + 1 left out (1 not in the image folder)" in done.out
+
+
 def test_flickr30k_row_without_a_separator_is_recovered(run):
     text = (
         "image_name| comment_number| comment\n2199200615.jpg| 3| A dog | on grass .\n"
@@ -151,13 +210,19 @@ DROPPED = {  # format, content, what is said; one caption "A ." is left
         COCO | {"annotations": [{"image_id": 9, "caption": "A ."}, LOST]},
         "1 dropped, annotation of an unknown image: annotations[1] of image_id 77\n",
     ),
+    "unknown video": (
+        "msrvtt",
+        {"videos": [{"video_id": "9", "split": "test"}]}
+        | {"sentences": [{"video_id": id, "caption": "A ."} for id in ("9", "77")]},
+        "1 dropped, sentence of an unknown video: sentences[1] of video_id 77\n",
+    ),
 }
 
 
 @pytest.mark.parametrize(("kind", "content", "what"), DROPPED.values(), ids=DROPPED)
 def test_dropped_rows_are_counted(run, kind, content, what):
     done = run(kind, content)
-    assert done.full == done.unique == [("9.jpg", "A .")]
+    assert done.full == done.unique == [("9.mp4" if kind == "msrvtt" else "9.jpg", "A .")]
     assert what in done.out
 
 
@@ -307,7 +372,7 @@ BAD = [  # format, content, what the error says beside the path
     ("flickr8k", "", ["image,caption", "found ''"]),
     ("flickr30k", "image,caption\na.jpg,A .\n", [HEADER, "'image,caption'"]),
     ("coco", "image,caption\n", ["expected coco", "line 1 column 1", "image,caption"]),
-    ("coco", SPLITS, ["images[0]", "expected a str 'file_name'", "'a.jpg'"]),
+    ("coco", SPLITS, ["images[0]", "expected a int 'id'", "'a.jpg'"]),
     ("coco", {"images": [], "info": 1}, ["expected a list 'annotations'", "'info': 1"]),
     ("coco", [1], ["expected a list 'images'", "[1]"]),
     ("karpathy", COCO, ["images[0]", "expected a str 'filename'", "'9.jpg'"]),
@@ -321,6 +386,10 @@ BAD = [  # format, content, what the error says beside the path
         COCO | {"annotations": [{"image_id": 9, "caption": None}]},
         [" annotations[0]: expected a str 'caption'"],
     ),
+    ("msrvtt", "video_id,caption\nvideo0,A .\n", ["no column 'sentence'", "video_id, caption"]),
+    ("msrvtt", COCO, ["expected a list 'videos'"]),
+    ("msrvtt", {"videos": [{"video_id": "video0"}]}, [" videos[0]: expected a str 'split'"]),
+    ("msvd", "# MSVD\nmv89psG6zh4_33_46 A .\nno id\n", [":3: expected ID_START_END", "'no id'"]),
     (
         "karpathy",
         {"images": [{"filename": "a.jpg", "split": "val", "sentences": ["A ."]}]},

@@ -7,8 +7,12 @@ Captions, for train.py:
     python -m tools.prepare flickr30k results.csv --images flickr30k_images
     python -m tools.prepare coco captions_train2017.json --images train2017
     python -m tools.prepare karpathy dataset_coco.json --images coco --split train+restval --out data/train
+    python -m tools.prepare msrvtt MSRVTT_data.json --images videos --split train+validate
+    python -m tools.prepare msrvtt MSRVTT_JSFUSION_test.csv --images videos --out data/1ka
+    python -m tools.prepare msvd AllVideoDescriptions.txt --images YouTubeClips --split test_list.txt
 
-This writes caption.csv (every caption) and unique_caption.csv (the first caption of each image).
+This writes caption.csv (every caption) and unique_caption.csv (the first caption of each image). The last
+three are videos; `python eval.py --csv data/1ka/caption.csv --images videos` gives their recall@k.
 
 Questions with answers:
 
@@ -53,11 +57,14 @@ def main(argv=None):
         "gqa, clevr, tallyqa, pope, vizwiz: one file or several",
     )
     p.add_argument(
-        "--images", type=Path, metavar="DIR", help="image folder; rows of images not in it are dropped"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images or videos; rows of those not in it are dropped",
     )
     p.add_argument(
         "--split",
-        help="coco, karpathy: a split, or several as a+b; flickr8k, flickr30k: a list of image names",
+        help="coco, karpathy, msrvtt: a split, or several as a+b; all captions: a file with a list of names",
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of the CSVs (default: that of SOURCE)")
     p.add_argument(

@@ -1,4 +1,4 @@
-"""The official captions of Flickr8k, Flickr30k and COCO, and Karpathy's splits."""
+"""The official captions of Flickr8k, Flickr30k, COCO, MSR-VTT and MSVD, and Karpathy's splits."""
 
 import json
 import re
@@ -19,6 +19,10 @@ COMMA = re.compile(r'(?P<name>[^,]+),\s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<captio
 PIPED = re.compile(r"(?P<name>[^|]+)\|\s*\d+(?:\s*\||(?P<recovered>\s))(?P<caption>.*)")
 # Flickr8k.token.txt lists 2258277193_586949ec62.jpg.1, which is not among the images.
 NO_IMAGE = re.compile(r".*\.jpg\.\d+")
+# A line of MSVD: the id of a video of YouTube with the seconds where the clip begins and ends.
+CLIP = re.compile(r"(?P<id>[\w-]+_\d+_\d+)\s+(?P<caption>.*)", re.ASCII)
+# The endings of the official files; the captions name videos without one.
+VIDEOS = {"msrvtt": ".mp4", "msvd": ".avi"}
 
 
 def read_flickr(header, pattern, text, source, notes):
@@ -56,26 +60,72 @@ def read_flickr(header, pattern, text, source, notes):
 def read_coco(text, source, notes):
     """Yield (image name, caption, split) from captions_train2017.json and the like, where `train` in
     the name of the file is the split."""
-    data = json.loads(text)
     split = re.search("(?<![a-z])(trainval|train|val|test)(?![a-z])", source.name)
-    names = {}
-    for i, image in enumerate(field(data, "images", list, source)):
-        place = f"{source} images[{i}]"
-        name, number = field(image, "file_name", str, place), field(image, "id", int, place)
-        if names.setdefault(number, name) != name:
-            raise ValueError(f"{place}: id {number} is {names[number]} already; delete one of the two")
+
+    def about(image, place):
+        return field(image, "file_name", str, place), split and split[0]
+
+    return joined(text, source, notes, int, ("images", "id", about), ("annotations", "image_id"))
+
+
+def read_msrvtt(text, source, notes):
+    """Yield (video name, caption, split) from MSRVTT_data.json, train_val_videodatainfo.json and the like, or
+    (video name, caption, None) from MSRVTT_JSFUSION_test.csv, the split 1k-A, which has one caption of each
+    video."""
+    from models.dataset import read_rows
+
+    def about(video, place):
+        return video["video_id"] + VIDEOS["msrvtt"], field(video, "split", str, place)
+
+    if "video_id" in text.partition("\n")[0] and not text.lstrip().startswith("{"):
+        for row in read_rows(source, "video_id", "sentence"):
+            yield row.image_name + VIDEOS["msrvtt"], row.text, None
+    else:
+        yield from joined(text, source, notes, str, ("videos", "video_id", about), ("sentences", "video_id"))
+
+
+def joined(text, source, notes, kind, things, captions):
+    """Yield (name, caption, split) for each caption of a JSON file with two lists. `things` is the name of
+    the list of images or videos, the key of their ids, and a function (entry, place) -> (name, split);
+    `captions` is the name of the list of captions and the key of those ids. An id is a `kind`."""
+    data = json.loads(text)
+    (many, own, about), (entries, key) = things, captions
+    one, entry_name = many.removesuffix("s"), entries.removesuffix("s")
+    known = {}
+    for i, thing in enumerate(field(data, many, list, source)):
+        place = f"{source} {many}[{i}]"
+        number = field(thing, own, kind, place)
+        told = about(thing, place)
+        if known.setdefault(number, told) != told:
+            raise ValueError(f"{place}: id {number} is {known[number][0]} already; delete one of the two")
     captioned = set()
-    for i, annotation in enumerate(field(data, "annotations", list, source)):
-        place = f"{source} annotations[{i}]"
-        image_id = field(annotation, "image_id", int, place)
-        caption = field(annotation, "caption", str, place)
-        if image_id in names:
-            captioned.add(image_id)
-            yield names[image_id], caption, split and split[0]
+    for i, entry in enumerate(field(data, entries, list, source)):
+        place = f"{source} {entries}[{i}]"
+        number, caption = field(entry, key, kind, place), field(entry, "caption", str, place)
+        if number in known:
+            captioned.add(number)
+            name, split = known[number]
+            yield name, caption, split
         else:
-            what = f"annotations[{i}] of image_id {image_id}"
-            notes["dropped, annotation of an unknown image"].append(what)
-    notes["images without a caption"] += [name for number, name in names.items() if number not in captioned]
+            notes[f"dropped, {entry_name} of an unknown {one}"].append(f"{entries}[{i}] of {key} {number}")
+    notes[f"{many} without a caption"] += [known[number][0] for number in known if number not in captioned]
+
+
+def read_msvd(text, source, notes):
+    """Yield (video name, caption, None) for each line of AllVideoDescriptions.txt. Lines that begin with #
+    are comments."""
+    from models.dataset import split_lines
+
+    for number, line in enumerate(split_lines(text), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = CLIP.fullmatch(line.strip())
+        if not match:
+            raise ValueError(
+                f"{source}:{number}: expected ID_START_END caption, found {line[:100]!r}; "
+                "fix or delete this line, or check SOURCE and its format"
+            )
+        yield match["id"] + VIDEOS["msvd"], match["caption"], None
 
 
 def read_karpathy(text, source, notes):
@@ -97,6 +147,8 @@ READERS = {
     "flickr30k": partial(read_flickr, "image_name|comment_number|comment", PIPED),
     "coco": read_coco,
     "karpathy": read_karpathy,
+    "msrvtt": read_msrvtt,
+    "msvd": read_msvd,
 }
 
 
@@ -117,13 +169,14 @@ def read(kind, source, notes):
 
 
 def select(rows, split, source, notes):
-    """(the rows of a split, lines about it). A split is names joined by + where the rows have splits,
-    otherwise the path of a text file of image names."""
+    """(the rows of a split, lines about it). A split is names joined by + where the rows have splits, or the
+    path of a text file of image names."""
     from models.dataset import read_lines
 
     found, names = Counter(row[2] for row in rows), split.split("+")
-    if None not in found:
-        if not set(names) <= set(found):
+    known = set(names) <= set(found)
+    if None not in found and (known or not Path(split).is_file()):
+        if not known:
             raise ValueError(
                 f"{source}: no split {split!r}; give --split one of these, or a+b (captions): {dict(found)}"
             )
@@ -147,9 +200,10 @@ def select(rows, split, source, notes):
     return kept, [f"{split}: {tally('lines', used, left_out)}"]
 
 
-def keep_good(rows, images, notes):
-    """{image name: captions} in the order of the rows, without empty captions and unusable images."""
-    locate = locator(images, notes)
+def keep_good(rows, images, notes, any_ending=False):
+    """{image name: captions} in the order of the rows, without empty captions and unusable images;
+    `any_ending` is that of `locator`."""
+    locate = locator(images, notes, any_ending)
     captions = defaultdict(list)
     for name, caption, _ in rows:
         found, problem = locate(name)
@@ -177,7 +231,7 @@ def convert(args):
     rows, lines = read(args.format, source, notes), []
     if args.split is not None:
         rows, lines = select(rows, args.split, source, notes)
-    captions = keep_good(rows, images, notes)
+    captions = keep_good(rows, images, notes, any_ending=args.format in VIDEOS)
     if not captions:
         what = f"{source}: no caption is left; check SOURCE, --split {args.split} and --images {images}"
         raise ValueError("\n".join([what, *summary(notes)]))
@@ -185,10 +239,11 @@ def convert(args):
     write_csv(unique, [(name, texts[0]) for name, texts in captions.items()])
     each = sorted(map(len, captions.values()))
     spread = f"min {each[0]}, median {statistics.median(each):g}, max {each[-1]}"
+    thing = "video" if args.format in VIDEOS else "image"
     command = ["python", "train.py", "--csv", str(full), "--images", str(images or "IMAGE_FOLDER")]
     return [
-        f"{len(each):>9,} images",
-        f"{sum(each):>9,} captions; per image {spread}",
+        f"{len(each):>9,} {thing}s",
+        f"{sum(each):>9,} captions; per {thing} {spread}",
         *lines,
         account(args.source, "captions", sum(each), notes),
         *summary(notes),

@@ -37,12 +37,12 @@ def field(entry, key, kind, place):
     )
 
 
-def locator(images, notes):
+def locator(images, notes, any_ending=False):
     """A function from an image name to (its name in the folder `images`, why it is dropped or None). Without
-    a folder every name is right. An image of COCO under another name is found by its id, which
-    is added to `notes`."""
+    a folder every name is right. An image of COCO under another name is found by its id, and with
+    `any_ending` a file with another ending by the rest of its name; both are added to `notes`."""
     from models.dataset import Lookalikes, image_path
-    from models.dataset.lookalikes import COCO_ID
+    from models.dataset.lookalikes import COCO_ID, ENDING
 
     if not images:
         return lambda name: (name, None)
@@ -59,6 +59,9 @@ def locator(images, notes):
         found, how = looks.find(name) or (name, "")
         if how == COCO_ID:
             notes["images found by their COCO id"].append(f"{found} for {name}")
+            return found, None
+        if how == ENDING and any_ending:
+            notes["files found under another ending"].append(f"{found} for {name}")
             return found, None
         if found != name:
             why = f"in the image folder under another name ({how})"
