@@ -52,9 +52,14 @@ def metadata(model):
 
 
 def write(model, path):
-    """Write the float32 file. Raises ValueError when the operations of a tower have no ONNX counterpart, or
-    its weights need more than one file."""
-    name, network = model.vision.name, Whole(model).eval()
+    """Write the float32 file. Raises ValueError when the operations of a tower have no ONNX counterpart, its
+    weights need more than one file, or it takes clips."""
+    name = model.vision.name
+    if max(part.clip_frames for part in model.vision.parts) > 1:
+        raise ValueError(
+            f"{name}: takes clips, and an ONNX file takes images; take a run with an image tower"
+        )
+    network = Whole(model).eval()
     size = sum(4 * p.numel() for p in network.state_dict().values())
     if size > 0.95 * LARGEST:
         raise ValueError(

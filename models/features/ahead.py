@@ -20,33 +20,37 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False,
 
     `read(item)` gives the item's frames, a list of RGB PIL images, and is called from `workers` threads
     (default: one per core); the OSError or ValueError that it raises is yielded as `error`. An image is one
-    frame. The row of several frames is the mean of their rows, scaled to norm 1. With `places`, a row is a
-    pair (row, places (P, Dp)), whose places are the mean over the frames. With `squash`, a tower sees the
-    whole frame and not its middle. Towers see about `batch_size` frames at a time. Raises ValueError for a
-    tower that gives rows without norm 1."""
+    frame. The row of several frames is the mean of their rows, scaled to norm 1; a tower for clips sees them
+    as one. With `places`, a row is a pair (row, places (P, Dp)), whose places are the mean over the frames.
+    With `squash`, a tower sees the whole frame and not its middle. Towers see about `batch_size` frames at a
+    time. Raises ValueError for a tower that gives rows without norm 1."""
 
-    prepares = [tower.squash if squash else tower.preprocess for tower in towers]
+    size = max(1, batch_size // max(tower.clip_frames for tower in towers))
 
     def pixels(item):
         try:
             frames = read(item)
             if not frames:
                 raise ValueError("no frames in it")
-            return [_clip([prepare(frame) for frame in frames]) for prepare in prepares], None
+            return [_inputs(tower, frames, squash) for tower in towers], None
         except (OSError, ValueError) as error:
             return None, error
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        decoded = _ahead(pool, pixels, items, batch_size)
-        for batch in _batches(decoded, batch_size):
+        decoded = _ahead(pool, pixels, items, size)
+        for batch in _batches(decoded, size):
             rows = _encode([found for _, (found, _) in batch if found is not None], towers, places)
             for item, (found, error) in batch:
                 yield item, next(rows) if found is not None else None, error
 
 
-def _clip(pixels):
-    """(frames, ...) of a list of pixels (...), without a copy for one frame: threads would copy in parallel,
-    and slow the tower down."""
+def _inputs(tower, frames, squash):
+    """(inputs, ...) of a list of frames: an input per frame, or one clip. No copy for one input: threads
+    would copy in parallel, and slow the tower down."""
+    prepare = tower.squash if squash else tower.preprocess
+    if tower.clip_frames > 1:
+        return prepare(frames)[None]
+    pixels = [prepare(frame) for frame in frames]
     return pixels[0][None] if len(pixels) == 1 else torch.stack(pixels)
 
 

@@ -14,7 +14,8 @@ from models.files import sha256
 
 from .tower import Tower
 
-NEEDED = ("config.json", "preprocessor_config.json")
+CONFIG = "config.json"
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")  # images have the second alone
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -47,10 +48,13 @@ class Family(NamedTuple):
     prefix: int = 0  # tokens before the patches, without registers
     loader: str = "AutoModel"
     options: dict = {}
+    is_video: bool = False  # it takes clips (B, F, 3, S, S)
 
 
 # By `model_type` in config.json. A pooler only where it is trained or has no weights: `AutoModel` would give
-# ViT and DeiT one with random weights. Adding an architecture is one row.
+# ViT and DeiT one with random weights. V-JEPA 2 has no class token, and its attentive pooler is trained with
+# a classifier: the mean of the tokens over space and time is what its encoder gives. Adding an architecture
+# is one row.
 FAMILIES = {
     "clip": Family(projected, 1, "CLIPVisionModelWithProjection"),
     "clip_vision_model": Family(pooler, 1, "CLIPVisionModel"),
@@ -67,6 +71,7 @@ FAMILIES = {
     "siglip_vision_model": Family(pooler, 0, "SiglipVisionModel"),
     "swin": Family(pooler),
     "swinv2": Family(pooler),
+    "vjepa2": Family(mean_token, is_video=True),
     "vit": Family(first_token, 1, options=dict(add_pooling_layer=False)),
     "vit_msn": Family(first_token, 1),
 }
@@ -79,10 +84,11 @@ class HuggingFaceTower(Tower):
     def __init__(self, device, name, path=None, download=True):
         self.source = name.removeprefix("hf:")
         path = _folder(name, path or self.source, download)
-        configs = [path / file for file in NEEDED]
+        configs = [_first(name, path, [CONFIG])]
         self.family = _family(name, configs[0])
+        configs.append(_first(name, path, PROCESSORS if self.family.is_video else PROCESSORS[1:]))
         files, self.safetensors = _weights(name, path)
-        spec = pixel_spec(name, path)
+        spec = pixel_spec(name, path, self.family.is_video)
         network = self._network(path, spec["size"])
         digests = [sha256(file) for file in files]
         whole = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -99,17 +105,25 @@ class HuggingFaceTower(Tower):
         )
 
     def _network(self, path, size):
-        """(features, places) of one image of that size, without weights: on torch's meta device."""
+        """(features, places) of one image or clip of that size, without weights: on torch's meta device."""
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        shape = (1, 3, size, size)
+        if self.family.is_video:
+            self.clip_frames = config.frames_per_clip
+            shape = (1, self.clip_frames, 3, size, size)
+            if size != config.crop_size:  # its positions would be wrong, without an error
+                raise ValueError(
+                    f"{path}: its images are {size} pixels wide, and its {CONFIG} says {config.crop_size}"
+                )
         loader = getattr(transformers, self.family.loader)
         with torch.device("meta"), torch.no_grad():
             if self.family.loader == "AutoModel":
                 model = loader.from_config(config, **self.family.options)
             else:
                 model = loader(getattr(config, "vision_config", config))
-            return HuggingFaceNetwork(model.eval(), self.family).with_places(torch.empty(1, 3, size, size))
+            return HuggingFaceNetwork(model.eval(), self.family).with_places(torch.empty(shape))
 
     def build(self):
         import transformers
@@ -137,7 +151,7 @@ class HuggingFaceTower(Tower):
 
 
 class HuggingFaceNetwork(nn.Module):
-    """A transformers model and its pooling: (B, 3, S, S) -> (B, dim)."""
+    """A transformers model and its pooling: (B, 3, S, S), or clips (B, F, 3, S, S), -> (B, dim)."""
 
     def __init__(self, model, family):
         super().__init__()
@@ -145,21 +159,27 @@ class HuggingFaceNetwork(nn.Module):
         self.pool = family.pool
         self.prefix = family.prefix + (getattr(model.config, "num_register_tokens", None) or 0)
 
+    def output(self, x):
+        if x.ndim == 5:
+            return self.model(pixel_values_videos=x, skip_predictor=True)
+        return self.model(pixel_values=x)
+
     def forward(self, x):
-        return self.pool(self.model(pixel_values=x))
+        return self.pool(self.output(x))
 
     def with_places(self, x):
-        output = self.model(pixel_values=x)
+        output = self.output(x)
         last = output.last_hidden_state
         if last.ndim == 3:  # tokens, not a map
             last = last[:, self.prefix :]
-            side = math.isqrt(last.shape[1])
-            last = last.mT.unflatten(2, (side, side))
+            times = x.shape[1] // self.model.config.tubelet_size if x.ndim == 5 else 1
+            side = math.isqrt(last.shape[1] // times)
+            last = last.mT.unflatten(2, (times, side, side)).mean(2)
         return self.pool(output), last
 
 
 def _folder(name, source, download):
-    """The model's folder with its configurations. FileNotFoundError with the way out."""
+    """The model's folder. FileNotFoundError with the way out."""
     path = Path(source)
     if not path.is_dir():
         patterns = dict(allow_patterns=["*.json", "model*.safetensors"])
@@ -173,12 +193,18 @@ def _folder(name, source, download):
             raise FileNotFoundError(
                 f"image tower {name}: no such folder, and {error}; connect once, or type --vision hf:FOLDER"
             ) from None
-    for file in NEEDED:
-        if not (path / file).is_file():
-            raise FileNotFoundError(
-                f"image tower {name}: {path} holds no {file}, so it is not an image model's folder"
-            )
     return path
+
+
+def _first(name, path, files):
+    """The path of the first of these files that the folder holds. FileNotFoundError when it holds none."""
+    found = next((path / file for file in files if (path / file).is_file()), None)
+    if found is None:
+        missing = " or ".join(files)
+        raise FileNotFoundError(
+            f"image tower {name}: {path} holds no {missing}, so it is not an image model's folder"
+        )
+    return found
 
 
 def _family(name, config):
@@ -206,12 +232,16 @@ def _weights(name, path):
     raise FileNotFoundError(f"image tower {name}: {path} holds no weights ({' or '.join(WEIGHTS)})")
 
 
-def pixel_spec(name, path):
-    """The `pixel_spec` of a folder's image processor. ValueError for preprocessing that pixels.py lacks."""
-    from transformers import AutoImageProcessor
+def pixel_spec(name, path, is_video=False):
+    """The `pixel_spec` of a folder's image or video processor. ValueError for preprocessing that pixels.py
+    lacks."""
+    from transformers import AutoImageProcessor, AutoVideoProcessor
 
-    options = dict(local_files_only=True, trust_remote_code=False, backend="pil")
-    said = AutoImageProcessor.from_pretrained(path, **options).to_dict()
+    options = dict(local_files_only=True, trust_remote_code=False)
+    if is_video:
+        said = AutoVideoProcessor.from_pretrained(path, **options).to_dict()
+    else:
+        said = AutoImageProcessor.from_pretrained(path, backend="pil", **options).to_dict()
     unknown = ValueError(f"image tower {name}: its preprocessing ({said}) is not one of those written here")
     resizing = _resizing(said)
     if resizing is None:

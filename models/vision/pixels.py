@@ -47,6 +47,19 @@ def preprocessing(spec):
     return partial(pixels, *(spec[key] for key in first), **rest)
 
 
+def clip_pixels(prepare, count, frames):
+    """(count, 3, S, S) float32 of a list of n frames, spread evenly over `count`: input i is frame i * n //
+    count. A single image stands for a clip of it, without copies in memory. `prepare` maps a frame to (3, S,
+    S). ValueError for an empty list."""
+    frames = frames if isinstance(frames, list) else [frames]
+    if not frames:
+        raise ValueError("no frames in it")
+    found = [prepare(frame) for frame in frames]
+    if len(found) == 1:
+        return found[0].expand(count, -1, -1, -1)
+    return torch.stack([found[i * len(found) // count] for i in range(count)])
+
+
 def joined_pixels(preprocesses, image):
     """One flat row with the pixels that each preprocessing makes of an image."""
     return torch.cat([preprocess(image).flatten() for preprocess in preprocesses])

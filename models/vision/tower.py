@@ -1,6 +1,6 @@
 """The contract of an image tower, which every family fulfils. The project relies on nothing else."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Tower:
     pixel_spec: dict with size, mean, std, resize and, where needed, scale, interpolation, margin (pixels.py).
     """
 
-    clip_frames = 1  # frames that one input of the tower holds
+    clip_frames = 1  # F, frames that one input of the tower holds; over 1, pixels are (F, 3, S, S)
     has_text = False
     at_once = None  # images per call on a CPU, so that activations stay in its cache; None: all of them
     dtype = torch.float32
@@ -76,18 +76,26 @@ class Tower:
 
     @cached_property
     def preprocess(self):
-        """PIL RGB -> pixels (3, S, S) float32. It can be pickled, for the workers of a DataLoader."""
-        return pixels.preprocessing(self.pixel_spec)
+        """PIL RGB -> pixels (3, S, S) float32. It can be pickled, for the workers of a DataLoader.
+
+        Of a tower with clip_frames F > 1: a list of PIL RGB -> (F, 3, S, S), evenly spread; one image is F
+        times the same."""
+        return self._of_clips(pixels.preprocessing(self.pixel_spec))
 
     @cached_property
     def squash(self):
         """As `preprocess`, but of the whole image, squashed to the shape of the input, not of its middle."""
-        return pixels.preprocessing(self.pixel_spec | dict(resize="squash", scale=self.pixel_spec["size"]))
+        spec = self.pixel_spec | dict(resize="squash", scale=self.pixel_spec["size"])
+        return self._of_clips(pixels.preprocessing(spec))
+
+    def _of_clips(self, prepare):
+        return partial(pixels.clip_pixels, prepare, self.clip_frames) if self.clip_frames > 1 else prepare
 
     @property
     def pixels_shape(self):
         """The shape of what `preprocess` returns."""
-        return (3, self.pixel_spec["size"], self.pixel_spec["size"])
+        shape = (3, self.pixel_spec["size"], self.pixel_spec["size"])
+        return (self.clip_frames, *shape) if self.clip_frames > 1 else shape
 
     def visible(self, width, height):
         """(left, top, right, bottom) of what preprocessing keeps of a width x height image, in its pixels."""

@@ -4,11 +4,16 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import eval as evaluate
+import train
+from apps.export import __main__ as export
+from models.features.ahead import encode_ahead
 from models.vision import FAMILIES, VISION_ENCODERS, VisionEncoder
 from models.vision.hf_tower import FAMILIES as HF_FAMILIES
 from tests.conftest import ROOT, picture
@@ -50,6 +55,24 @@ PROCESSOR = dict(
 )
 
 
+VJEPA2 = dict(
+    **dict(patch_size=8, crop_size=32, frames_per_clip=4, tubelet_size=2),
+    **dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2),
+    **dict(pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2),
+)
+
+
+def save_vjepa2(folder):
+    """A folder with the random weights of a tiny V-JEPA 2, with the names of files that its repositories
+    have."""
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.VJEPA2Model(transformers.VJEPA2Config(**VJEPA2)).save_pretrained(folder)
+    transformers.VJEPA2VideoProcessor(crop_size=32).save_pretrained(folder)
+    return folder
+
+
 def save_hf(kind, folder):
     """A folder with the random weights of a tiny model of transformers."""
     import transformers
@@ -83,11 +106,12 @@ def tower_names(tmp_path_factory, clip_file):
     for kind in HF:
         (folder / kind).mkdir()
         names[kind] = f"hf:{save_hf(kind, folder / kind)}"
+    names["vjepa2"] = f"hf:{save_vjepa2(folder / 'vjepa2')}"
     names["joined"] = f"efficientnet-lite0+{names['test_vit']}"
     return names
 
 
-LABELS = ("lite0", "stages", "open_clip", *TIMM, *HF, "joined")
+LABELS = ("lite0", "stages", "open_clip", *TIMM, *HF, "vjepa2", "joined")
 
 
 @pytest.fixture(params=LABELS)
@@ -207,6 +231,76 @@ def test_hf_tower_equals_transformers(kind, tower_names):
         else:
             expected = model(pixel_values=pixels).pooler_output.flatten(1)
     torch.testing.assert_close(tower.encode(pixels), F.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_vjepa2_tower_equals_transformers_on_clips(tower_names):
+    """Pixels to a step of 8 bits: transformers resizes with torchvision, this project with Pillow."""
+    import transformers
+
+    tower = VisionEncoder("cpu", tower_names["vjepa2"])
+    assert tower.clip_frames == 4 and tower.pixels_shape == (4, 3, 32, 32)
+    clips = [[picture(4 * clip + i, size) for i in range(4)] for clip, size in enumerate(IMAGES)]
+    processor = transformers.AutoVideoProcessor.from_pretrained(tower.path)
+    arrays = [[np.asarray(frame) for frame in clip] for clip in clips]
+    expected = [processor(videos=clip, return_tensors="pt")["pixel_values_videos"][0] for clip in arrays]
+    pixels = torch.stack([tower.preprocess(clip) for clip in clips])  # (2, 4, 3, 32, 32)
+    torch.testing.assert_close(pixels, torch.stack(expected), rtol=0, atol=1.01 / 255 / 0.224)
+    model = transformers.VJEPA2Model.from_pretrained(tower.path).eval()
+    with torch.no_grad():
+        tokens = model.get_vision_features(
+            pixels
+        )  # (2, 2 * 4 * 4, 32): of two times, four rows, four columns
+    rows, places = tower.encode(pixels, places=True)
+    torch.testing.assert_close(rows, F.normalize(tokens.mean(1), dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(places, tokens.view(2, 2, 16, 32).mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_clip_tower_sees_frames_in_order_and_an_image_as_a_still_clip(tower_names):
+    tower = VisionEncoder("cpu", tower_names["vjepa2"])
+    frames = [picture(i) for i in range(4)]
+    items = [frames, frames[::-1], frames[:1], frames[:1] * 4, frames[:2]]
+    rows = torch.stack([found[0] for _, found, _ in encode_ahead(items, list, [tower], batch_size=8)])
+    clips = [
+        [frames[i] for i in order] for order in ((0, 1, 2, 3), (3, 2, 1, 0), (0,) * 4, (0,) * 4, (0, 0, 1, 1))
+    ]
+    expected = torch.cat([tower.encode(tower.preprocess(clip)[None]) for clip in clips])
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tower.preprocess(frames[0]), tower.preprocess(frames[:1]))
+    assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+
+
+def test_vjepa2_tower_is_loaded_from_the_hub_cache(tower_names, no_hub):
+    name = "hf:facebook/vjepa2-vitl-fpc64-256"
+    repository = no_hub / "models--facebook--vjepa2-vitl-fpc64-256"
+    shutil.copytree(tower_names["vjepa2"].removeprefix("hf:"), repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    tower, local = VisionEncoder("cpu", name), VisionEncoder("cpu", tower_names["vjepa2"])
+    assert (tower.public_name, tower.key) == (name, local.key)
+    assert torch.equal(tower.encode(pixels_of(tower)), local.encode(pixels_of(local)))
+
+
+def test_run_with_a_clip_tower_answers_and_its_export_is_refused(tower_names, archive, tmp_path, capsys):
+    files = ["--csv", str(archive.csv), "--images", str(archive.images), "--cache", str(tmp_path / "cache")]
+    run = ["--run", str(tmp_path / "run"), "--quiet"]
+    assert (
+        train.main(
+            [*files, *run, "--vision", tower_names["vjepa2"], "--epochs", "1", "--val-fraction", "0.5"]
+        )
+        == 0
+    )
+    image = str(archive.images / archive.names[0])
+    assert evaluate.main([image, *run, "--labels", "a disc", "a square"]) == 0
+    assert export.main([*files, *run, "--out", str(tmp_path / "model.onnx")]) == 1
+    assert "takes clips" in capsys.readouterr().err and not (tmp_path / "model.onnx").exists()
+
+
+def test_vjepa2_of_other_pixels_than_its_positions_is_refused(tower_names, tmp_path):
+    folder = shutil.copytree(tower_names["vjepa2"].removeprefix("hf:"), tmp_path / "vjepa2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(crop_size=64)))
+    with pytest.raises(ValueError, match=f"{folder}.* 32 .* 64"):
+        VisionEncoder("cpu", f"hf:{folder}")
 
 
 def test_hf_folder_with_missing_weights_is_refused(tower_names, tmp_path):
