@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import train
-from tools import pictures, video_words
+from tools import pictures, right_words
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.name for path in (ROOT / "my_image_archive").iterdir())[:24]  # 10002456.jpg among them
@@ -49,15 +49,15 @@ def test_pictures_are_made_by_the_commands_of_the_readme(place, monkeypatch):
 
 def test_words_of_a_video_are_counted(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    assert video_words.main("--videos 1 --seconds 8 --quiet".split()) == 0
+    assert right_words.main("--videos 1 --seconds 8 --quiet".split()) == 0
     *_, own, other, still = capsys.readouterr().out.splitlines()
     assert own.startswith("words of the segment |") and still.startswith("words of the still image |")
     assert own.split(" | ")[-1] == other.split(" | ")[-1] == still.split(" | ")[-1] != "0"
 
 
 def test_things_are_named_by_any_synonym():
-    assert video_words.things("Two hares, and a man riding a bike!") >= {"rabbit"}
-    assert video_words.things("three women riding waves") == video_words.things("a woman riding a wave")
-    assert video_words.judge("a dog on a beach", {"dog", "kite"}) == [1, 1, 1]
-    assert video_words.judge("a dog and a cat", {"dog"}) == [1, 0, 1]
-    assert video_words.judge("a sunny day", {"dog"}) == [0, 0, 1]
+    assert right_words.things("Two hares, and a man riding a bike!") >= {"rabbit"}
+    assert right_words.things("three women riding waves") == right_words.things("a woman riding a wave")
+    assert right_words.judge("a dog on a beach", {"dog", "kite"}) == [1, 1, 1]
+    assert right_words.judge("a dog and a cat", {"dog"}) == [1, 0, 1]
+    assert right_words.judge("a sunny day", {"dog"}) == [0, 0, 1]

@@ -1,6 +1,6 @@
 """How often are the words of `apps.video watch` right? Counted on demo videos of the drawn archive.
 
-    python -m tools.video_words --videos 20
+    python -m tools.right_words --videos 20
 
 A segment's words are the nearest training caption, which names things of vocabulary.json. What is there is
 what the five captions of the scene name that is on screen in the middle of the segment. The second row has
@@ -112,13 +112,13 @@ def work(args):
 
 def main(argv=None):
     """Return the exit code, see models.script."""
-    p = script.parser("python -m tools.video_words", __doc__)
+    p = script.parser("python -m tools.right_words", __doc__)
     script.add_model_flags(p)
     p.add_argument("--videos", type=int, default=20, help="videos to make (default %(default)s)", metavar="N")
     p.add_argument("--seconds", type=float, default=60.0, help="length of each (default %(default)s)")
     p.add_argument("--cache", default=".cache/features.sqlite", help="feature cache (default %(default)s)")
     args = p.parse_args(argv)
-    return script.run("video_words", lambda: work(args), args.quiet)
+    return script.run("right_words", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":
