@@ -349,7 +349,7 @@ def run_epochs(args, data, training, progress, process, stop):
         report.curves(progress.history, chance, Path(args.run, "curves.png"), held_out.get("reject"))
         chosen = "" if data.has_held_out else ", the last: no image was held out to choose by"
         kept = f"the model is that of epoch {progress.best['epoch']}{chosen}"
-        print(f"{args.run}: {kept}. {report.try_it(args.run, args.images, data)}")
+        print(f"{args.run}: {kept}. {report.next_steps(args, data)}")
     return 0
 
 

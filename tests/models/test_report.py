@@ -110,3 +110,15 @@ def test_try_it_is_a_command_that_eval_parses(names):
     asked = report.try_it("r", "i", data)
     assert asked.startswith("Try it on an image it was trained on: ")
     assert evaluate.parse(shlex.split(asked.partition(": ")[2])[2:]).ask == ["is it $5?"]
+
+
+def test_retrieval_recipe_says_what_views_would_bring():
+    data = SimpleNamespace(examples=[], names=[], image=range(report.VIEWS_FROM))
+    args = SimpleNamespace(recipe="retrieval", views=0, shards="", run="r", images="i")
+    tried, better = report.next_steps(args, data).splitlines()
+    assert tried == report.try_it("r", "i", data)
+    assert "--recipe views" in better and f"{4 * report.VIEWS_FROM:,} views" in better
+    for other in (dict(recipe="views"), dict(views=4), dict(shards="a.tar")):
+        assert report.next_steps(SimpleNamespace(**vars(args) | other), data) == tried
+    few = SimpleNamespace(examples=[], names=[], image=range(report.VIEWS_FROM - 1))
+    assert report.next_steps(args, few) == tried
