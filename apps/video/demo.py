@@ -40,7 +40,13 @@ def plan(seconds, seed=0, shot_seconds=(2.0, 12.0)):
 
 
 def make(path, images, shots, size=224, fps=8):
-    """Write a silent MP4 video (H.264) of `size` x `size` pixels in which shot i shows images[i] (RGB PIL).
+    """Write a silent MP4 video of `size` x `size` pixels in which shot i shows images[i] (RGB PIL)."""
+    ticks = range(round(shots[-1].end * fps))
+    write_video(path, (_frame(images, shots, tick / fps, size) for tick in ticks), fps)
+
+
+def write_video(path, frames, fps, **options):
+    """Write RGB PIL images of one size as a silent MP4 video (H.264). `options` are x264's.
 
     The same arguments give the same file on every machine: x264's output depends on its number of threads, by
     default the number of CPUs, so it gets one. Raises OSError when the file cannot be written."""
@@ -49,13 +55,13 @@ def make(path, images, shots, size=224, fps=8):
     with replacing(path) as new:
         try:
             with av.open(str(new), "w", format="mp4") as video:
-                stream = video.add_stream("libx264", rate=fps)
+                stream = video.add_stream("libx264", rate=fps, options=options)
                 stream.codec_context.thread_count = 1
-                stream.width = stream.height = size
                 stream.pix_fmt = "yuv420p"
-                for tick in range(round(shots[-1].end * fps)):
-                    frame = av.VideoFrame.from_image(_frame(images, shots, tick / fps, size))
-                    video.mux(stream.encode(frame))
+                for frame in frames:
+                    if not stream.codec_context.is_open:
+                        stream.width, stream.height = frame.size
+                    video.mux(stream.encode(av.VideoFrame.from_image(frame)))
                 video.mux(stream.encode())
         except av.error.FFmpegError as error:
             raise OSError(f"FFmpeg: {error.strerror}") from None  # `replacing` adds the path

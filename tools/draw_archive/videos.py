@@ -3,7 +3,7 @@
 write(pair(index), folder, font)     # two files, one with the frames of the other in reverse order
 """
 
-from models.files import replacing
+from apps.video.demo import write_video
 
 from .drawing import draw, glyph
 from .layout import Thing
@@ -12,14 +12,14 @@ from .vocabulary import LIGHT
 FRAMES = 24
 RATE = 10  # frames per second
 PIXELS = 224  # width and height of a frame
-QUALITY = 27  # x264's constant rate factor: 15 kB per video
+QUALITY = "27"  # x264's constant rate factor: 15 kB per video
 
 
 def write(clips, folder, font):
     """Write the two clips of a pair into `folder`. Returns the bytes written."""
     frames = list(render(clips[0], font))
-    encode(folder / clips[0].name, frames)
-    encode(folder / clips[1].name, frames[::-1])
+    write_video(folder / clips[0].name, frames, RATE, crf=QUALITY)
+    write_video(folder / clips[1].name, frames[::-1], RATE, crf=QUALITY)
     return sum((folder / clip.name).stat().st_size for clip in clips)
 
 
@@ -56,22 +56,3 @@ def paste(frame, image, box, width):
     size = max(1, round(image.width * scale * abs(width))), max(1, round(image.height * scale))
     image = (ImageOps.mirror(image) if width < 0 else image).resize(size, Image.Resampling.LANCZOS)
     frame.paste(image, (round((x0 + x1 - size[0]) / 2), round((y0 + y1 - size[1]) / 2)), image)
-
-
-def encode(path, frames):
-    """Write RGB images as a silent MP4. The same images give the same file, since x264 gets one thread.
-    Raises OSError when the file cannot be written."""
-    import av
-
-    with replacing(path) as new:
-        try:
-            with av.open(str(new), "w", format="mp4") as video:
-                stream = video.add_stream("libx264", rate=RATE, options=dict(crf=str(QUALITY)))
-                stream.codec_context.thread_count = 1
-                stream.width, stream.height = frames[0].size
-                stream.pix_fmt = "yuv420p"
-                for frame in frames:
-                    video.mux(stream.encode(av.VideoFrame.from_image(frame)))
-                video.mux(stream.encode())
-        except av.error.FFmpegError as error:
-            raise OSError(f"FFmpeg: {error.strerror}") from None  # `replacing` adds the path
