@@ -228,3 +228,8 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # port 1: refused at once
     return tmp_path / "hub"
+
+
+def pytest_addoption(parser):
+    what = "drive the page with this run, .cache/search.sqlite and runs/video.mp4; write docs/pictures/page_*"
+    parser.addoption("--screenshots", metavar="RUN", help=what)

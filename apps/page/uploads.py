@@ -14,7 +14,7 @@ from models.files import printable
 from models.script import said
 
 # A path that begins at the root, up to its last folder.
-FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\":;,]+/)+")
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\s'\":;,]+/)+")
 
 
 class Upload:
