@@ -17,6 +17,7 @@ import math
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from models import script
@@ -31,9 +32,10 @@ def parse(argv):
     p = script.parser("eval.py", __doc__)
     switch = argparse.BooleanOptionalAction
     p.add_argument(
-        "image", nargs="*", default=[IMAGE], help=f"image files or folders of them (default {IMAGE})"
+        "image", nargs="*", default=[IMAGE], help=f"images, videos or folders of them (default {IMAGE})"
     )
     script.add_folder_flags(p)
+    script.add_frames(p)
     add = p.add_argument_group("labels").add_argument
     add("--labels", nargs="+", default=LABELS, help="what to choose from", metavar="LABEL")
     add("--labels-file", help="a text file of labels, one per line", metavar="FILE")
@@ -122,7 +124,8 @@ def answer(args, model):
     model.text.release()  # makes room for the image tower
     least = least_of(args, model, "reject")
     paths, results = expand(args.image, args.exclude, args.follow_links), []
-    for path, embedding in script.answers("eval.py", paths, model.encode_image, results):  # (1, Dt)
+    embed = partial(model.encode_image, frames=args.frames)
+    for path, embedding in script.answers("eval.py", paths, embed, results):  # (1, Dt)
         scores = classify(embedding, classes)[0].tolist()  # C scores
         best = max(range(len(labels)), key=scores.__getitem__)
         found = labels[best] if scores[best] >= least else NONE
@@ -163,7 +166,7 @@ def ask(args, model):
     least = least_of(args, model, "reject_answers")
 
     def scores_of(path):
-        return model.answer_scores(path, args.ask, candidates)[0]  # (K, A)
+        return model.answer_scores(path, args.ask, candidates, args.frames)[0]  # (K, A)
 
     for path, scores in script.answers("eval.py", paths, scores_of, results):
         names = candidates or list(model.config["answers"])
@@ -186,7 +189,7 @@ def questions(args, model):
     """The accuracy over a questions file: baselines, and this model with its 95 % interval."""
     from models import answering, report
     from models.dataset import VisionTextDataset, read_questions
-    from models.features import encode_archive, encode_texts
+    from models.features import encode_texts
 
     model.check_answers()
     left_out = Counter()
@@ -202,7 +205,7 @@ def questions(args, model):
     options |= dict(follow_links=args.follow_links)
     dataset = VisionTextDataset(args.questions, None, images, rows=rows, **options)
     leave_out_training_images(args, model, dataset, args.questions)
-    features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet, places=True)
+    features = encode(args, model, dataset, places=True)
     bank = list(model.config["answers"])
     answer = encode_texts(bank, model.text, args.cache, quiet=True).to(model.device)
     training_rows = model.training_questions() if model.knows_training_images else []
@@ -225,14 +228,13 @@ def retrieval(args, model):
     from models import metrics, rejection, report
     from models import retrieval as table
     from models.dataset import VisionTextDataset
-    from models.features import encode_archive
 
     images = images_of(args, model)
     columns = (args.image_column, args.caption_column)
     options = dict(skip_bad=args.skip_bad, caption_lists=args.caption_lists, follow_links=args.follow_links)
     dataset = VisionTextDataset(args.csv, None, images, *columns, **options)
     leave_out_training_images(args, model, dataset, args.csv)
-    features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
+    features = encode(args, model, dataset)
     predicted, image_of = model.predict(features.image).cpu(), features.image_of
     text = model.project_text(features.text).cpu()
     ranks = metrics.ranks(predicted, text, image_of)
@@ -258,6 +260,14 @@ def retrieval(args, model):
         found = f"{kept['kept']} score {threshold:.2f} or more, and {kept['right']} of these belong together"
         print(f"--reject: of {kept['of']} pairs of a caption with its own or another image {found}")
     return described(args, model, args.csv, result) | dict(images=len(predicted), captions=len(text))
+
+
+def encode(args, model, dataset, **options):
+    """The Features of a VisionTextDataset."""
+    from models.features import encode_archive
+
+    options |= dict(quiet=args.quiet, frames=args.frames)
+    return encode_archive(dataset, model.vision, model.text, args.cache, **options)
 
 
 def images_of(args, model):
@@ -286,11 +296,10 @@ def classification(args, model):
     import torch
 
     from models import metrics, report
-    from models.features import encode_archive
     from models.zeroshot import PLAIN, TEMPLATES, class_embeddings, classify
 
     names, dataset = class_folders(args)
-    features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
+    features = encode(args, model, dataset)
     predicted = model.predict(features.image)  # (N, Dt)
     folders = list(names)
     truth = torch.tensor([folders.index(name.split("/")[0]) for name in dataset.image_names])

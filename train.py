@@ -51,9 +51,8 @@ def flags():
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
     add("--follow-links", action=switch, default=False, help="read images behind links out of the folder")
     add("--val-fraction", type=float, default=0.1, help="share of images held out (default %(default)s)")
-    add(
-        "--views", type=int, default=0, help="augmented views of each image to train on (default %(default)s)"
-    )
+    add("--frames", type=int, default=8, help="frames that a video is read as (default %(default)s)")
+    add("--views", type=int, default=0, help="augmented views to train on, per image (default %(default)s)")
     add("--cache", default=".cache/features.sqlite", help="file of the towers' outputs (default %(default)s)")
     add = p.add_argument_group("model").add_argument
     add("--vision", default="auto", help="image tower, see docs/towers.md (default: CLIP where possible)")
@@ -96,7 +95,7 @@ def parse(argv):
     recipe = RECIPES[p.parse_args(argv).recipe]
     p.set_defaults(**vars(p.parse_args(recipe.split())))
     args = p.parse_args(argv)
-    for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
+    for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers", "frames"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
     if args.views < 0 or (args.views and args.shards):

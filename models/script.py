@@ -47,6 +47,19 @@ def add_follow_links(arguments):
     arguments.add_argument("--follow-links", action=switch, default=False, help=what)
 
 
+def add_frames(arguments):
+    """Add --frames."""
+    what = "frames that a video is read as, evenly spaced (default %(default)s)"
+    arguments.add_argument("--frames", type=positive, default=8, help=what, metavar="N")
+
+
+def positive(text):
+    """A number of 1 or more, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
+
+
 def add_quiet(arguments):
     """Add --quiet."""
     switch = argparse.BooleanOptionalAction

@@ -12,7 +12,7 @@ What is saved is config.json, model.safetensors and a model card.
 
 import hashlib
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from models import hub, report, runs
-from models.dataset import VisionTextDataset, open_frames, read_questions, read_rows, upright_rgb
+from models.dataset import FRAMES, VisionTextDataset, open_frames, read_questions, read_rows, upright_rgb
 from models.distributed import choose_device
 from models.features import encode_ahead, encode_texts
 from models.features.shards import open_shards
@@ -108,10 +108,11 @@ class VLJEPA(nn.Module, ModelHubMixin):
         parameters = sum(p.numel() for p in self.predictor.parameters())
         return ModelCard(report.card(self.config, self.record, parameters, results))
 
-    def encode_image(self, images):
-        """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows."""
+    def encode_image(self, images, frames=FRAMES):
+        """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows. Of the
+        path of a video, the mean over `frames` frames of what the tower gives is predicted from."""
         if not isinstance(images, torch.Tensor):
-            return self.predict(_features(self.vision, [images] if _is_one(images) else images))
+            return self.predict(_features(self.vision, _as_list(images), frames))
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
@@ -151,12 +152,13 @@ class VLJEPA(nn.Module, ModelHubMixin):
         found = [row[0] for row in found] if isinstance(questions, str) else found
         return found[0] if _is_one(images) else found
 
-    def answer_scores(self, images, questions, candidates=None):
+    def answer_scores(self, images, questions, candidates=None, frames=FRAMES):
         """(B, K, A) float32: the cosine of the answer that is predicted for each of B images and K questions
-        with each of A candidates, by default the answers that it was trained on, the most frequent first.
+        with each of A candidates, by default the answers that it was trained on, the most frequent first. A
+        video is asked about by the means over its frames, see `encode_image`.
         ValueError for a run that was trained without questions."""
         self.check_answers()
-        image, places = _features(self.vision, [images] if _is_one(images) else images, places=True)
+        image, places = _features(self.vision, _as_list(images), frames, places=True)
         asked = self._plain_text(questions)  # (K, Dt)
         answers = self._plain_text(list(candidates)) if candidates else self._answers
         b, k = len(image), len(asked)
@@ -331,11 +333,12 @@ def _shard_captions(recipe, data):
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
-def _features(vision, images, places=False):
+def _features(vision, images, frames=FRAMES, places=False):
     """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead; with `places` a pair of these
     and (B, P, Dp)."""
     rows = []
-    for _, found, error in encode_ahead(images, _frames_of, vision.parts, places=places):
+    read = partial(_frames_of, count=frames)
+    for _, found, error in encode_ahead(images, read, vision.parts, places=places):
         if error:
             raise error
         rows.append(found)
@@ -355,5 +358,9 @@ def _is_one(images):
     return isinstance(images, (str, os.PathLike)) or hasattr(images, "convert")
 
 
-def _frames_of(image):
-    return open_frames(image) if isinstance(image, (str, os.PathLike)) else [upright_rgb(image)]
+def _as_list(images):
+    return [images] if _is_one(images) else images
+
+
+def _frames_of(image, count):
+    return open_frames(image, count) if isinstance(image, (str, os.PathLike)) else [upright_rgb(image)]

@@ -8,7 +8,7 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 
 from .archive import VisionTextDataset, split_by_image
 from .folders import by_class, expand, image_path, walk
-from .frames import open_frames
+from .frames import FRAMES, frame_at, open_clip, open_frames
 from .images import (
     FORMATS,
     HEIC_NEEDS,
@@ -16,6 +16,7 @@ from .images import (
     check_file,
     format_of,
     image_suffixes,
+    is_video,
     open_image,
     upright_rgb,
 )
@@ -27,6 +28,7 @@ from .views import random_view
 
 __all__ = [
     "FORMATS",
+    "FRAMES",
     "HEIC_NEEDS",
     "MAX_PIXELS",
     "Lookalikes",
@@ -36,8 +38,11 @@ __all__ = [
     "check_file",
     "expand",
     "format_of",
+    "frame_at",
     "image_path",
     "image_suffixes",
+    "is_video",
+    "open_clip",
     "open_frames",
     "open_image",
     "random_view",

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.files import listed, tally
 
 from .folders import image_path
-from .frames import open_frames
+from .frames import FRAMES, open_frames
 from .images import check_file
 from .lookalikes import Lookalikes
 from .rows import read_rows
@@ -81,7 +81,7 @@ class VisionTextDataset:
         self._index(rows)
         if only is not None:
             self.keep(only)
-        self.drop(self._find_bad(range(len(self.image_names)), decode=False))
+        self.drop(self._find_bad(range(len(self.image_names))))
 
     def _index(self, rows):
         self.rows = rows
@@ -158,24 +158,25 @@ class VisionTextDataset:
             by_reason.setdefault(reason, []).append(f"{place}{name}: {why}{hint}")
         return "".join(map(listed, by_reason.values()))
 
-    def find_damaged(self, images, workers=None):
-        """{image name: reason} for those of `images` (indices) that do not decode. Every pixel is decoded: a
-        truncated JPEG passes `Image.open` and `verify`, and only fails when its last rows are read."""
-        return self._find_bad(images, decode=True, workers=workers)
+    def find_damaged(self, images, workers=None, frames=FRAMES):
+        """{image name: reason} for those of `images` (indices) that do not decode. Every pixel is decoded, of
+        a video those of `frames` frames: a truncated JPEG passes `Image.open` and `verify`, and only fails
+        when its last rows are read."""
+        return self._find_bad(images, frames, workers)
 
-    def _find_bad(self, images, decode, workers=None):
+    def _find_bad(self, images, frames=0, workers=None):
         """{image name: reason} for those of `images` (indices) that cannot be used."""
         names = [self.image_names[i] for i in images]
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            reasons = pool.map(lambda name: self._why_unusable(name, decode), names)
+            reasons = pool.map(lambda name: self._why_unusable(name, frames), names)
             return {name: why for name, why in zip(names, reasons) if why}
 
-    def _why_unusable(self, name, decode):
-        """Why an image cannot be used, or None."""
+    def _why_unusable(self, name, frames):
+        """Why an image cannot be used, or None. Nothing is decoded for 0 `frames`."""
         try:
             path = image_path(self.image_dir, name, self.follow_links)
-            if decode:
-                open_frames(path)
+            if frames:
+                open_frames(path, frames)
             else:
                 open(check_file(path), "rb").close()  # exists, is a file, and may be read
         except (FileNotFoundError, NotADirectoryError):
@@ -201,10 +202,10 @@ class VisionTextDataset:
         return f"{row.file or self.csv_path}" + (f", line {row.line}" if row.line else "")
 
     def pixels(self, image):
-        """What `preprocess` gives for the image with index `image`. ValueError names its CSV line and
-        path."""
+        """What `preprocess` gives for the image with index `image`, or for the frame in the middle of a
+        video. ValueError names its CSV line and path."""
         try:
-            return self.preprocess(open_frames(self.path(image))[0])
+            return self.preprocess(open_frames(self.path(image), 1)[0])
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.where(image)}: {error}") from None
 

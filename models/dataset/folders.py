@@ -1,4 +1,4 @@
-"""What lies in a folder of images: the files to read, and how many are left out and why.
+"""What lies in a folder of images and videos: the files to read, and how many are left out and why.
 
 walked = walk("photos", exclude=["*_small.jpg"])
 walked.files                      # {"2019/a.jpg": os.stat_result}
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from models.files import level, printable, why_passed_over
 
-from .images import HEIC_NEEDS, format_of, image_suffixes
+from .images import HEIC_NEEDS, VIDEO_SUFFIXES, format_of, image_suffixes, is_video
 
 log = logging.getLogger(__name__)
 LINKS, REPEATED, OTHERS = "links", "links to what is read anyway", "other files"
@@ -38,7 +38,9 @@ class Walk(NamedTuple):
     def parts(self, *kinds):
         """The counts of which `seen` is the sum, as a list of text. `kinds` say in place of "N images" what
         became of the files."""
-        parts = list(kinds) or [f"{len(self.files):,} images"]
+        videos = sum(os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES for path in self.files)
+        found = [f"{len(self.files) - videos:,} images"] + ([f"{videos:,} videos"] if videos else [])
+        parts = list(kinds) or found
         common = ", ".join(f"{count:,} {suffix}" for suffix, count in self.suffixes.most_common(3))
         more = ", ..." if len(self.suffixes) > 3 else ""
         details = {LINKS: " (--follow-links reads them)", OTHERS: f" ({common}{more})"}
@@ -114,10 +116,10 @@ def by_class(root, exclude=(), follow_links=False):
 def walk(root, exclude=(), follow_links=False, deep=True):
     """The Walk of a folder and, if `deep`, of those in it.
 
-    Images are told by their suffix, those without one by their content. Left out are hidden and system files
-    and folders, with all that is in them, and what matches a pattern of `exclude`: a name, or a path below
-    the folder. With `follow_links` a link is read under its own name, unless it leads to a file or a folder
-    that is read anyway, so links in a circle end."""
+    Images and videos are told by their suffix, those without one and .ts by their content. Left out are
+    hidden and system files and folders, with all that is in them, and what matches a pattern of `exclude`: a
+    name, or a path below the folder. With `follow_links` a link is read under its own name, unless it leads
+    to a file or a folder that is read anyway, so links in a circle end."""
     walked = Walk({}, Counter({"excluded": 0} if exclude else {}), Counter())
     patterns = [pattern.rstrip("/") for pattern in exclude]
     scanner = _Scanner(os.fspath(root), patterns, follow_links, deep, walked)
@@ -130,7 +132,8 @@ class _Scanner:
     """The folders and links still to look at, and what is read already."""
 
     def __init__(self, root, exclude, follow_links, deep, walked):
-        self.suffixes, self.heic = image_suffixes()
+        images, self.heic = image_suffixes()
+        self.suffixes = images | VIDEO_SUFFIXES
         self.root, self.exclude, self.deep, self.walked = root, exclude, deep, walked
         self.follow_links = follow_links
         self.folders, self.links = [], deque()
@@ -219,11 +222,11 @@ class _Scanner:
             self.take(path, stat, os.path.isfile(target))
 
     def take(self, path, stat, is_file):
-        """Read a file that is an image, count another."""
+        """Read a file that is an image or a video, count another."""
         suffix = os.path.splitext(path)[1].lower()
         if suffix in self.heic:
             self.leave_out(HEIC)
-        elif is_file and (suffix in self.suffixes or not suffix and format_of(os.path.join(self.root, path))):
+        elif is_file and (suffix in self.suffixes or self.is_one_by_content(path, suffix)):
             self.walked.files[path] = stat
         else:
             self.leave_out(OTHERS)
@@ -231,3 +234,11 @@ class _Scanner:
 
     def leave_out(self, why):
         self.walked.left_out[why] += 1
+
+    def is_one_by_content(self, path, suffix):
+        """Whether a file of a suffix that does not tell is an image or a video."""
+        path = os.path.join(self.root, path)
+        try:
+            return suffix in ("", ".ts") and (is_video(path) or bool(format_of(path)))
+        except OSError:
+            return False

@@ -3,26 +3,61 @@
 for time, image in read_frames("video.mp4", every(0.5)): ...    # upright RGB PIL images, seconds
 duration("video.mp4")                                           # seconds, or None
 open_frames("photo.jpg")                                        # a list of images; an image file has one
+open_frames("clip.mp4", 8)                                      # a video has eight, evenly spaced
 """
 
 import itertools
+import os
+from functools import partial
 from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from .images import DECODE_ERRORS, MAX_PIXELS, check_file, open_image, opened, upright_rgb
+from .clips import SLACK, frames_at
+from .images import DECODE_ERRORS, MAX_PIXELS, check_file, is_video, open_image, opened, upright_rgb
 from .video import UNDECODABLE, UNREADABLE, Report, intervals, length
 
-SLACK = 1e-6  # seconds; FFmpeg's clock ticks in microseconds, so closer times are the same
+FRAMES = 8  # of a video, unless --frames says otherwise
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # image formats that hold animations; Pillow reads them
 # Browsers and FFmpeg show a frame of 10 ms or less for 100 ms: it stands for "as fast as you can".
 SHORTEST, INSTEAD = 0.010, 0.100
 
 
-def open_frames(source):
-    """The frames of an image file (path or binary file object): a list of one upright RGB PIL image.
-    Raises what `open_image` does."""
-    return [open_image(source)]
+def open_frames(source, count=FRAMES):
+    """The frames of a file (path or binary file object), a list of upright RGB PIL images: an image file has
+    one, also if it is animated. A video, told by its content, has `count`, see `open_clip`.
+
+    Raises what `open_image` and `open_clip` do."""
+    if not is_video(source):
+        return [open_image(source)]
+    return [image for _, image in open_clip(source, count)]
+
+
+def open_clip(source, count=FRAMES):
+    """[(time, RGB PIL image), ...] of a video (path or binary file object): what is on screen in the middle
+    of each of `count` equal parts, in seconds from the first frame.
+
+    A video of fewer frames shows some of them at several times. Only the frames that are needed are decoded,
+    see models.dataset.clips. Raises ValueError for a video that ends early or is damaged where it is read."""
+    return _read(source, partial(frames_at, times=lambda end: middles(end, count)))
+
+
+def middles(end, count):
+    """The middles of `count` equal parts of `end` seconds, a list."""
+    return [(i + 0.5) * end / count for i in range(count)]
+
+
+def frame_at(path, time):
+    """The RGB PIL image on screen at a time of a video, in seconds from the first frame."""
+    return _read(path, partial(frames_at, times=lambda end: [time]))[0][1]
+
+
+def _read(source, work):
+    """work(file, name) of a path or of an open file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return work(source, "image")
+    with open(check_file(source), "rb") as file:
+        return work(file, source)
 
 
 def every(step):

@@ -51,6 +51,16 @@ RAW_PHOTOMETRIC = {32803, 34892}  # a color filter array; linear raw
 # Sony, Epson, Samsung (2), Kodak, Nikon, lossy DNG, Kodak, Pentax, by ExifTool's table of TIFF compressions.
 RAW_COMPRESSION = {32767, 32769, 32770, 32772, 32867, 34713, 34892, 65000, 65535}
 DNG_VERSION = 50706
+# How videos begin: MP4 and QuickTime; Matroska and WebM, AVI, Ogg, FLV, MPEG-PS, ASF (WMV); MPEG-TS, also
+# with four bytes before each packet.
+VIDEO = (
+    rb"(?s).{4}ftyp(?!avi[fs]|hei|hev|mi[fa]|msf|crx)|.{4}(moov|mdat|wide|free|skip)"
+    rb"|\x1a\x45\xdf\xa3|RIFF.{4}AVI |OggS|FLV\x01|\0\0\x01[\xba\xb3]|0&\xb2u\x8ef\xcf\x11"
+    rb"|G.{187}G.{187}G|.{4}G.{191}G.{191}G"
+)
+VIDEO_SUFFIXES = set(
+    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv".split()
+)  # not .ts, which is also TypeScript
 MAX_DIRECTORIES = 32  # of a TIFF that are looked at; a raw photograph has up to ten
 # Other files found in folders of images: how they begin, and the error for each. The last one matches
 # anything.
@@ -105,6 +115,18 @@ def format_of(path):
             return image.format
     except DECODE_ERRORS:
         return None
+
+
+def is_video(source):
+    """Whether a file (path or binary file object) is a video, by its first bytes. OSError when it is missing
+    or may not be read, ValueError for a folder or pipe."""
+    if isinstance(source, (str, os.PathLike)):
+        with open(check_file(source), "rb") as file:
+            return is_video(file)
+    source.seek(0)
+    head = source.read(400)
+    source.seek(0)
+    return bool(re.match(VIDEO, head))
 
 
 def upright_rgb(image):

@@ -10,6 +10,7 @@ import re
 import shlex
 from array import array
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -47,6 +48,7 @@ class Report:
     restarts: list = field(default_factory=list)  # seconds at which the timestamps start again
     streams: int = 1  # of video; the first one is read
     hdr: str = ""  # PQ or HLG
+    start: float = 0.0  # timestamp of the first frame, in seconds
     end: float = 0.0  # seconds from the first frame
 
     def __str__(self):
@@ -73,18 +75,25 @@ def intervals(file, name, report, skip_bad=False):
     `file` is a binary file object, so that FFmpeg never takes its name for an address or a pattern. `report`
     is filled in. Raises ValueError for what is no video, is damaged or ends early; with `skip_bad`
     the damaged frames are left out and counted instead."""
+    with reading(file, name, report, skip_bad) as reader:
+        yield from reader.intervals()
+        reader.check_gaps()
+        reader.check_end()
+        reader.check_tail(file)
+
+
+@contextmanager
+def reading(file, name, report, skip_bad=False):
+    """A `_Reader` of a video, see `intervals`. What FFmpeg cannot read raises ValueError."""
     import av
 
+    file.seek(0)
     if not file.read(1):
         raise ValueError(f"{name}: cannot be read as a video: it is empty")
     file.seek(0)
     try:
         with av.open(file, container_options=NO_OTHER_FILES) as video:
-            reader = _Reader(video, name, report, skip_bad)
-            yield from reader.intervals()
-            reader.check_gaps()
-            reader.check_end()
-            reader.check_tail(file)
+            yield _Reader(video, name, report, skip_bad)
     except av.error.FFmpegError as error:
         remedy = f"if a player shows it, convert it: {_ffmpeg(name)} video.mp4"
         where = "cannot be read as a video"
@@ -146,7 +155,7 @@ class _Reader:
             if frame.time is None:
                 remedy = f"copy it into a container that has them: {_ffmpeg(self.name)} -c copy video.mp4"
                 raise ValueError(f"{self.name}: its frames have no timestamps; {remedy}")
-            self.start = frame.time if self.start is None else self.start
+            self.start = report.start = frame.time if self.start is None else self.start
             now = frame.time - self.start
             if now > began + MAX_HOLD:
                 jump = f"from {began:.1f} s to {now:.1f} s; convert it: {_ffmpeg(self.name)} video.mp4"

@@ -10,20 +10,22 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import torch.nn.functional as F
 
 PLACES_DIM = 320  # numbers of a place at most: 31 kB per image of 7 x 7 places
 
 
-def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False, squash=False):
+def encode_ahead(
+    items, read, towers, batch_size=32, workers=None, places=False, squash=False, each_frame=False
+):
     """Yield (item, rows, error) for each item, in order.
 
     `read(item)` gives the item's frames, a list of RGB PIL images, and is called from `workers` threads
     (default: one per core); the OSError or ValueError that it raises is yielded as `error`. An image is one
-    frame. The row of several frames is the mean of their rows, scaled to norm 1; a tower for clips sees them
-    as one. With `places`, a row is a pair (row, places (P, Dp)), whose places are the mean over the frames.
-    With `squash`, a tower sees the whole frame and not its middle. Towers see about `batch_size` frames at a
-    time. Raises ValueError for a tower that gives rows without norm 1."""
+    frame. The row of several frames is the mean of their rows, see `mean_row`, and with `each_frame` all of
+    these, (frames, dim); a tower for clips sees the frames as one. With `places`, a row is a pair (row,
+    places (P, Dp)), whose places are the mean over the frames. With `squash`, a tower sees the whole frame
+    and not its middle. Towers see about `batch_size` frames at a time. Raises ValueError for a tower that
+    gives rows without norm 1."""
 
     size = max(1, batch_size // max(tower.clip_frames for tower in towers))
 
@@ -39,7 +41,8 @@ def encode_ahead(items, read, towers, batch_size=32, workers=None, places=False,
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         decoded = _ahead(pool, pixels, items, size)
         for batch in _batches(decoded, size):
-            rows = _encode([found for _, (found, _) in batch if found is not None], towers, places)
+            clips = [found for _, (found, _) in batch if found is not None]
+            rows = _encode(clips, towers, places, each_frame)
             for item, (found, error) in batch:
                 yield item, next(rows) if found is not None else None, error
 
@@ -68,27 +71,32 @@ def _batches(decoded, size):
         yield batch
 
 
-def _encode(pixels, towers, places):
-    """Yield, for each entry of `pixels` ([(frames, ...) per tower]), its rows: one (dim,) per tower, or with
-    `places` a pair (row, places)."""
+def _encode(pixels, towers, places, each_frame):
+    """Yield, for each entry of `pixels` ([(frames, ...) per tower]), its rows: one (dim,) per tower, with
+    `each_frame` (frames, dim), or with `places` a pair (row, places)."""
     if not pixels:
         return
-    encode = _rows_and_places if places else _mean_rows
-    columns = [encode(tower, [entry[i] for entry in pixels]) for i, tower in enumerate(towers)]
+    columns = []
+    for i, tower in enumerate(towers):
+        clips = [entry[i] for entry in pixels]
+        sizes = [len(clip) for clip in clips]
+        found = tower.encode(torch.cat(clips), places=True) if places else tower.encode(torch.cat(clips))
+        rows, maps = found if places else (found, None)
+        rows = _checked(tower, rows).split(sizes)
+        column = rows if each_frame else [mean_row(row) for row in rows]
+        if places:
+            column = zip(column, [part.mean(0) for part in narrow(maps.float().cpu()).split(sizes)])
+        columns.append(column)
     yield from zip(*columns)
 
 
-def _mean_rows(tower, clips):
-    """(len(clips), dim) unit rows of one tower, one per clip (frames, ...)."""
-    return _unit_means(tower, tower.encode(torch.cat(clips)), clips)
-
-
-def _rows_and_places(tower, clips):
-    """A list of (row (dim,), places (P, Dp)) of one tower, one per clip (frames, ...)."""
-    rows, maps = tower.encode(torch.cat(clips), places=True)
-    maps = narrow(maps.float().cpu())
-    means = [part.mean(0) for part in maps.split([len(clip) for clip in clips])]
-    return list(zip(_unit_means(tower, rows, clips), means))
+def mean_row(rows):
+    """The mean (dim,) of the rows (frames, dim) of a video, scaled to their norm. The mean of equal rows is
+    that row."""
+    if len(rows) == 1:
+        return rows[0]
+    mean = rows.mean(0)
+    return mean * (rows.norm(dim=1).mean() / mean.norm().clamp_min(1e-12))
 
 
 def narrow(maps):
@@ -101,16 +109,13 @@ def narrow(maps):
     return maps @ (torch.randn(width, PLACES_DIM, generator=generator) / PLACES_DIM**0.5)
 
 
-def _unit_means(tower, rows, clips):
-    """The mean of the rows (all frames, dim) of each clip, scaled to norm 1."""
+def _checked(tower, rows):
+    """The rows (B, dim) as float32 on the CPU. ValueError for rows that are not of norm 1."""
     rows = rows.float().cpu()
     if not ((rows.norm(dim=1) - 1).abs() < 0.01).all():  # NaN too
         wrong = "gave rows that are not finite and of norm 1; its weights may be damaged"
         raise ValueError(f"tower {tower.name} {wrong}")
-    if all(len(clip) == 1 for clip in clips):
-        return rows
-    means = [part.mean(0) for part in rows.split([len(clip) for clip in clips])]
-    return F.normalize(torch.stack(means), dim=1)
+    return rows
 
 
 def _ahead(pool, function, items, count):

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from models.dataset import check_file, open_frames, random_view
+from models.dataset import FRAMES, check_file, is_video, open_frames, random_view
 from models.files import level, sha256, stamp
 
 from .ahead import encode_ahead
 from .cache import batched, opened, row_key, to_tensor
+from .clips import fetch_rows, frame_keys, mean_rows, ordered_rows, places_key, unit
 from .places import Places, known_records, open_part, put_places
 from .questions import Questions, encode_questions
 
@@ -30,6 +31,7 @@ class Features(NamedTuple):
     questions: Questions | None = None
     places: Places | None = None  # (N, P, Dp), local features of each image
     views: torch.Tensor | None = None  # (N, K, Dv) float16, of augmented views of each image
+    frames: torch.Tensor | None = None  # (N, F, Dv) float16, of the frames of each video, in order
 
     def of(self, images):
         """The features of some images (a bool mask (N,)) and their texts and questions, renumbered."""
@@ -41,6 +43,7 @@ class Features(NamedTuple):
             None if self.questions is None else self.questions.of(images),
             None if self.places is None else self.places[images],
             None if self.views is None else self.views[images],
+            None if self.frames is None else self.frames[images],
         )
 
 
@@ -55,6 +58,7 @@ class Encoded(NamedTuple):
     digest: str | None  # SHA-256 of the content, 64 hex digits; None when it cannot be read or changes
     row: torch.Tensor | None  # (dim,) float32 unit row; None for a file that is no image or damaged
     error: str | None  # why there is no row; copies of a damaged file name one of them
+    frames: torch.Tensor | None = None  # (F, dim) float32 unit rows of the frames of a video
 
 
 def encode_archive(
@@ -67,54 +71,66 @@ def encode_archive(
     quiet=False,
     places=False,
     views=0,
+    frames=FRAMES,
+    in_order=False,
 ):
     """Features of a VisionTextDataset, with `places` also the local features of its images, and with `views`
     those of that many augmented views of each. Images that do not decode are reported together, before any
     tower runs, and what became of every row is logged.
 
+    A video is read as `frames` frames. Its row and its places are the means over these; with `in_order`,
+    Features.frames holds their rows one by one, and for an image its own row `frames` times.
+
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
     that changes meanwhile."""
     with opened(cache) as store:
-        paths = [dataset.path(i) for i in range(len(dataset.image_names))]
-        stamps = [stamp(path) for path in paths]  # before the files are read: a later change is then noticed
-        with _bar(len(paths), "image files", quiet) as bar:
-            digests = store.file_digests(paths, stamps, workers, bar.update)
-        unseen = [
-            i for i, digest in enumerate(digests) if not digest or not _is_stored(store, vision, digest)
-        ]
-        bad = {}
-        with _bar(len(unseen), "images, checked", quiet) as bar:
-            for batch in batched(unseen, 256):
-                bad |= dataset.find_damaged(batch, workers)
-                bar.update(len(batch))
-        files = [File(*found) for found in zip(paths, stamps, digests)]
-        files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
-        dataset.drop(bad)
-        log.log(level(dataset.left_out), "%s", dataset.account())
+        files = _decodable(dataset, store, vision, frames, workers, quiet)
         readable = [file for file in files if file.digest]
-        options = (batch_size, workers, quiet, places)
-        blobs, unread, damaged = _encode_missing(store, readable, vision, *options)
+        options = (frames, batch_size, workers, quiet)
+        blobs, unread, damaged = _encode_missing(store, readable, vision, *options, places)
         for i, (path, _, digest) in enumerate(files):
             if digest is None or path in unread or digest in damaged:
                 error = unread.get(path) or damaged.get(digest) or f"{path}: changed meanwhile"
                 raise ValueError(f"{dataset.where(i)}: {error}; run the same command again")
         digests = [file.digest for file in files]
-        more = _views(store, files, vision, views, (batch_size, workers, quiet)) if views else None
+        more = _views(store, files, vision, views, options) if views else None
 
         def encode(texts):
             return _text_rows(store, texts, text, quiet)
 
         return Features(
-            _rows(store, vision, digests, blobs),
+            mean_rows(store, vision, digests, blobs, frames),
             encode(dataset.captions),
             torch.tensor(dataset.image_of, dtype=torch.int64),
             encode_questions(dataset.question_rows, dataset.image_names, encode)
             if dataset.question_rows
             else None,
-            _places(store, vision, digests) if places else None,
+            _places(store, vision, digests, blobs, frames) if places else None,
             more,
+            ordered_rows(store, vision, digests, blobs, frames).half() if in_order else None,
         )
+
+
+def _decodable(dataset, store, vision, frames, workers, quiet):
+    """A File for each image of a data set, without those that do not decode, see VisionTextDataset.drop."""
+    paths = [dataset.path(i) for i in range(len(dataset.image_names))]
+    stamps = [stamp(path) for path in paths]  # before the files are read: a later change is then noticed
+    with _bar(len(paths), "image files", quiet) as bar:
+        digests = store.file_digests(paths, stamps, workers, bar.update)
+    unseen = [
+        i for i, digest in enumerate(digests) if not digest or not _is_stored(store, vision, digest, frames)
+    ]
+    bad = {}
+    with _bar(len(unseen), "images, checked", quiet) as bar:
+        for batch in batched(unseen, 256):
+            bad |= dataset.find_damaged(batch, workers, frames)
+            bar.update(len(batch))
+    files = [File(*found) for found in zip(paths, stamps, digests)]
+    files = [file for file, name in zip(files, dataset.image_names) if name not in bad]
+    dataset.drop(bad)
+    log.log(level(dataset.left_out), "%s", dataset.account())
+    return files
 
 
 def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
@@ -123,13 +139,17 @@ def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
         return _text_rows(store, texts, text, quiet)
 
 
-def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, workers=None, at_once=128):
-    """Yield an Encoded for each image file, in order, from the cache where it holds the content. The rows of
-    `at_once` files are stored before the first of them is yielded, so a killed run repeats little."""
+def encode_files(
+    paths, vision, cache=".cache/features.sqlite", batch_size=32, workers=None, at_once=128, frames=FRAMES
+):
+    """Yield an Encoded for each image or video file, in order, from the cache where it holds the content. The
+    rows of `at_once` files are stored before the first of them is yielded, so a killed run repeats little.
+    """
     with opened(cache) as store:
         for chunk in batched(list(paths), at_once):
             files, errors = _readable(store, chunk, workers)
-            blobs, unread, damaged = _encode_missing(store, files, vision, batch_size, workers, quiet=True)
+            options = (frames, batch_size, workers, True)
+            blobs, unread, damaged = _encode_missing(store, files, vision, *options)
             errors |= unread
             digest_of = {file.path: file.digest for file in files}
             for path in chunk:
@@ -138,12 +158,14 @@ def encode_files(paths, vision, cache=".cache/features.sqlite", batch_size=32, w
                     continue
                 digest = digest_of[path]
                 error = damaged.get(digest)
-                row = None
+                row = rows = None
                 if error is None:
-                    row = _rows(store, vision, [digest], blobs)[0]
+                    row = mean_rows(store, vision, [digest], blobs, frames)[0]
+                    if row_key(vision.parts[0], digest) not in blobs:
+                        rows = ordered_rows(store, vision, [digest], blobs, frames)[0]
                 elif str(path) not in error:
                     error = f"{path}: a copy of {error}"
-                yield Encoded(path, digest.hex(), row, error)
+                yield Encoded(path, digest.hex(), row, error, rows)
 
 
 def _readable(store, paths, workers):
@@ -165,7 +187,7 @@ def _readable(store, paths, workers):
     return files, errors
 
 
-def _encode_missing(store, files, vision, batch_size, workers, quiet, places=False, view=0):
+def _encode_missing(store, files, vision, frames, batch_size, workers, quiet, places=False, view=0):
     """(blobs, unread, damaged) for a list of File: {key: blob} of all rows, {path: error} of files that
     cannot be read or changed meanwhile, {digest: error} of content that does not decode.
 
@@ -173,19 +195,21 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet, places=Fal
     the next copy of it is tried."""
     blobs, unread, damaged = {}, {}, {}
     for tower in vision.parts:
-        keys = {file.digest: row_key(tower, file.digest, view) for file in files}
-        found = store.fetch(keys.values())
+        found, known = fetch_rows(store, tower, [file.digest for file in files], frames, view)
         blobs |= found
-        known = {digest for digest, key in keys.items() if key in found}
         if places:
-            known &= known_records(store, tower, known).keys()
+            keys = {digest: places_key(tower, digest, found, frames) for digest in known}
+            stored = known_records(store, tower, keys.values())
+            known = {digest for digest, key in keys.items() if key in stored}
         copies = {}  # {digest: the files that hold it}, of the content to encode
         for file in files:
             if file.digest not in known:
                 copies.setdefault(file.digest, []).append(file)
         while copies:
             first = [same.pop(0) for same in copies.values()]
-            for batch in _encoded_batches(first, tower, batch_size, workers, quiet, places, view):
+            videos = set()  # digests
+            read = partial(_frames_of, view=view, count=frames, videos=videos)
+            for batch in _encoded_batches(first, read, tower, batch_size, workers, quiet, places, view):
                 good = {}  # {digest: what encode_ahead gives}
                 for file, row, error in batch:
                     if isinstance(error, OSError) or not _still_is(file):
@@ -196,36 +220,44 @@ def _encode_missing(store, files, vision, batch_size, workers, quiet, places=Fal
                         damaged[file.digest] = str(error)
                     else:
                         good[file.digest] = row[0]
-                blobs |= _store(store, tower, good, places, view)
+                blobs |= _store(store, tower, good, videos, frames, places, view)
             copies = {digest: same for digest, same in copies.items() if same}
     return blobs, unread, damaged
 
 
-def _store(store, tower, good, places, view):
-    """Store what `encode_ahead` gave for {digest: row, or with `places` (row, places)}. Returns the blobs."""
+def _store(store, tower, good, videos, frames, places, view):
+    """Store what `encode_ahead` gave for {digest: rows, or with `places` (rows, places)}. Returns the
+    blobs."""
     if not good:
         return {}
-    rows = list(good.values())
+    keys, rows, maps = [], [], []
+    for digest, found in good.items():
+        rows.append(found[0] if places else found)  # (frames, dim)
+        own = frame_keys(tower, digest, frames, view)
+        keys += own if digest in videos else [row_key(tower, digest, view)]
+        maps += [found[1]] if places else []
     if places:
-        rows, maps = zip(*rows)
-        put_places(store, tower, list(good), torch.stack(maps))
-    return store.put([row_key(tower, digest, view) for digest in good], torch.stack(rows))
+        put_places(store, tower, [places_key(tower, one, keys, frames) for one in good], torch.stack(maps))
+    return store.put(keys, torch.cat(rows))
 
 
-def _encoded_batches(files, tower, batch_size, workers, quiet, places, view):
+def _encoded_batches(files, read, tower, batch_size, workers, quiet, places, view):
     """Yield what `encode_ahead` gives for these files, in lists of `batch_size`, under a progress bar."""
     what = f"view {view}" if view else "images"
     with _bar(len(files), f"{what}, {tower.name}", quiet) as bar:
-        read = partial(_frames_of, view=view)
-        encoded = encode_ahead(files, read, (tower,), batch_size, workers, places, squash=view > 0)
-        while batch := list(islice(encoded, batch_size)):
+        options = dict(places=places, squash=view > 0, each_frame=True)
+        rows = encode_ahead(files, read, (tower,), batch_size, workers, **options)
+        while batch := list(islice(rows, batch_size)):
             yield batch
             bar.update(len(batch))
 
 
-def _frames_of(file, view):
-    """The frames of a file, or with a `view` over 0 that random view of each."""
-    frames = open_frames(file.path)
+def _frames_of(file, view, count, videos):
+    """The frames of a file, or with a `view` over 0 that random view of each. The digest of a video is added
+    to the set `videos`."""
+    if is_video(file.path):
+        videos.add(file.digest)
+    frames = open_frames(file.path, count)
     return [random_view(frame, f"{file.digest.hex()}/{view}") for frame in frames] if view else frames
 
 
@@ -237,8 +269,11 @@ def _still_is(file):
         return False
 
 
-def _is_stored(store, vision, digest):
-    return all(row_key(tower, digest) in store for tower in vision.parts)
+def _is_stored(store, vision, digest, frames):
+    return all(
+        row_key(tower, digest) in store or frame_keys(tower, digest, frames)[0] in store
+        for tower in vision.parts
+    )
 
 
 def _views(store, files, vision, count, options):
@@ -255,25 +290,20 @@ def _views(store, files, vision, count, options):
         blobs, unread, _ = _encode_missing(store, files, vision, *options, view=view)
         if unread:
             raise ValueError(f"{min(unread.values())}; run the same command again")
-        rows = _rows(store, vision, digests, blobs, view)
+        rows = mean_rows(store, vision, digests, blobs, options[0], view)
         if found is None:
             found = torch.empty(len(files), count, rows.shape[1], dtype=torch.float16)
         found[:, view - 1] = rows
     return found
 
 
-def _rows(store, vision, digests, blobs, view=0):
-    """(len(digests), Dv) unit rows: the rows of the parts side by side."""
-    columns = [
-        to_tensor([blobs[row_key(tower, digest, view)] for digest in digests], store.path)
-        for tower in vision.parts
-    ]
-    return _unit(torch.cat(columns, dim=1) if len(columns) > 1 else columns[0])
-
-
-def _places(store, vision, digests):
+def _places(store, vision, digests, blobs, frames):
     """The Places of images that were all encoded, (N, P, Dp)."""
-    return Places([open_part(store, tower, digests) for tower in vision.parts])
+    parts = []
+    for tower in vision.parts:
+        keys = [places_key(tower, digest, blobs, frames) for digest in digests]
+        parts.append(open_part(store, tower, keys))
+    return Places(parts)
 
 
 def _text_rows(store, texts, text, quiet):
@@ -289,12 +319,7 @@ def _text_rows(store, texts, text, quiet):
         for batch in batched(by_length, 512):
             blobs |= store.put([key for key, _ in batch], text.encode([one for _, one in batch]))
             bar.update(len(batch))
-    return _unit(to_tensor([blobs[key] for key in keys], store.path))
-
-
-def _unit(rows):
-    """F.normalize in place: a copy of 100,000 captions is 150 MB."""
-    return rows.div_(rows.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
+    return unit(to_tensor([blobs[key] for key in keys], store.path))
 
 
 def _bar(total, title, quiet):

@@ -112,6 +112,7 @@ def _load_csv(args, vision, text, process):
     """(Features, image names, digest of the rows, rows). Each process encodes its share into the cache
     first."""
     options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions), args.views)
+    options += (args.frames,)
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
         mine = dataset_of(args, skip_bad=True)

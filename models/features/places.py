@@ -1,12 +1,12 @@
 """Places, the local features of images: one file per tower, beside the feature cache, and mapped into memory.
 
-    put_places(store, tower, digests, maps)            # (B, P, Dp), in the pass that gives the pooled rows
-    known_records(store, tower, digests)               # {digest: (number, P, Dp)} of those that are there
-    places = Places([open_part(store, tower, digests)])
+    put_places(store, tower, keys, maps)               # (B, P, Dp), in the pass that gives the pooled rows
+    known_records(store, tower, keys)                  # {key: (number, P, Dp)} of those that are there
+    places = Places([open_part(store, tower, keys)])
     places[torch.tensor([0, 5])]                       # (2, P, Dp) float32
 
 A file is records of P * Dp float16. The feature cache holds the number of each record and its CRC-32, under a
-key of kind "places". A killed process may leave a record that no key names, and nothing worse.
+`row_key` of kind "places". A killed process may leave a record that no key names, and nothing worse.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import zlib
 
 import torch
 
-from .cache import row_key
 from .rows import Parts
 
 log = logging.getLogger(__name__)
@@ -49,8 +48,8 @@ def path_of(store, tower):
     return store.path.with_name(f"{store.path.stem}.places-{digest}.f16")
 
 
-def put_places(store, tower, digests, maps):
-    """Append the places (B, P, Dp) of images with these digests. One transaction, so that two processes can
+def put_places(store, tower, keys, maps):
+    """Append the places (B, P, Dp) of images under these keys. One transaction, so that two processes can
     write to one file."""
     data = maps.half().cpu().numpy()
     size = data[0].nbytes
@@ -63,43 +62,38 @@ def put_places(store, tower, digests, maps):
         entries = []
         for number, record in enumerate(data, first):
             entries.append(ENTRY.pack(number, zlib.crc32(record.tobytes()), *record.shape))
-        store.write([_key(tower, digest) for digest in digests], entries)
+        store.write(keys, entries)
 
 
-def known_records(store, tower, digests):
-    """{digest: (number, P, Dp)} of the records that are there and undamaged. Reads the file once, front to
+def known_records(store, tower, keys):
+    """{key: (number, P, Dp)} of the records that are there and undamaged. Reads the file once, front to
     back."""
     path = path_of(store, tower)
     known = {}
     if not path.is_file():
         return known
-    entries = _entries(store, tower, digests)
+    entries = _entries(store, keys)
     with open(path, "rb") as file:
-        for digest, (number, checksum, count, width) in sorted(entries.items(), key=lambda item: item[1]):
+        for key, (number, checksum, count, width) in sorted(entries.items(), key=lambda item: item[1]):
             file.seek(2 * number * count * width)
             if zlib.crc32(file.read(2 * count * width)) == checksum:
-                known[digest] = (number, count, width)
+                known[key] = (number, count, width)
     if len(known) < len(entries):
         log.warning("%s: %d damaged records, encoding them again", path, len(entries) - len(known))
     return known
 
 
-def open_part(store, tower, digests):
-    """The Parts (N, P, Dp) of one tower, for Places. All `digests` must be stored."""
+def open_part(store, tower, keys):
+    """The Parts (N, P, Dp) of one tower, for Places. All `keys` must be stored."""
     path = path_of(store, tower)
-    entries = _entries(store, tower, digests)
-    _, _, count, width = entries[digests[0]]
+    entries = _entries(store, keys)
+    _, _, count, width = entries[keys[0]]
     records = path.stat().st_size // (2 * count * width)
     mapped = torch.from_file(str(path), shared=False, size=records * count * width, dtype=torch.float16)
-    numbers = torch.tensor([entries[digest][0] for digest in digests])
+    numbers = torch.tensor([entries[key][0] for key in keys])
     return Parts([(path, mapped.view(records, count, width))], numbers)
 
 
-def _entries(store, tower, digests):
-    """{digest: (number, CRC-32, P, Dp)} as stored."""
-    keys = {_key(tower, digest): digest for digest in digests}
-    return {keys[key]: ENTRY.unpack(blob) for key, blob in store.fetch(keys).items()}
-
-
-def _key(tower, digest):
-    return row_key(tower, digest, kind="places")
+def _entries(store, keys):
+    """{key: (number, CRC-32, P, Dp)} as stored."""
+    return {key: ENTRY.unpack(blob) for key, blob in store.fetch(keys).items()}

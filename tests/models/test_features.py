@@ -248,10 +248,10 @@ def test_image_that_changes_while_it_is_encoded_ends_encode_archive(archive, cac
     path = archive.images / "003.jpg"
     read = features_archive.open_frames
 
-    def reads_later(source):
+    def reads_later(source, *more):
         if source == path:
             shutil.copy(archive.images / "005.jpg", path)
-        return read(source)
+        return read(source, *more)
 
     monkeypatch.setattr(features_archive, "open_frames", reads_later)
     with pytest.raises(ValueError, match=r"captions\.csv, line 8: .*003\.jpg"):
