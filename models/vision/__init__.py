@@ -32,6 +32,8 @@ VISION_ENCODERS = {
     "efficientnet-lite2": partial(EfficientNetTower, model=LITE2),
     "efficientnet-lite0-stages": partial(EfficientNetTower, stages=True),
     "efficientnet-lite2-stages": partial(EfficientNetTower, model=LITE2, stages=True),
+    "efficientnet-lite0-layout": partial(EfficientNetTower, layout=True),
+    "efficientnet-lite2-layout": partial(EfficientNetTower, model=LITE2, layout=True),
 }
 FAMILIES = {
     "open_clip": open_clip_tower,

@@ -30,12 +30,12 @@ LITE2 = dict(
 
 class EfficientNetTower(Tower):
     """LITE0 or LITE2. A row is the pooled head (1280) and, with `stages`, the pooled outputs of the last
-    three stages: they hold actions and places that the head drops. Places are those three outputs on 7 x 7,
-    side by side."""
+    three stages: they hold actions and places that the head drops. With `layout` it also holds where in the
+    image these outputs are, see `offsets`. Places are those three outputs on 7 x 7, side by side."""
 
     at_once = 4
 
-    def __init__(self, device, name, path=None, download=True, model=LITE0, stages=False):
+    def __init__(self, device, name, path=None, download=True, model=LITE0, stages=False, layout=False):
         path = path or hub.packaged(model["package"])
         if path is None:
             package = model["package"].partition("/")[0]
@@ -46,22 +46,25 @@ class EfficientNetTower(Tower):
             raise ValueError(
                 f"{path}: SHA-256 {found} is not that of {name} ({model['sha256']}); reinstall the package"
             )
-        self.stages = stages
+        self.stages = stages or layout
+        self.layout = layout
         super().__init__(
             device,
             name,
             path,
-            dim=1280 + stages * sum(model["widths"]),
+            dim=1280 + (self.stages + 2 * layout) * sum(model["widths"]),
             places_dim=sum(model["widths"]),
             pixel_spec=dict(size=model["size"], **PIXELS),
-            settings=f"efficientnet-lite stages={stages}",
+            settings=f"efficientnet-lite stages={self.stages}" + " layout" * layout,
             sha256=found,
         )
 
     def build(self):
-        return EfficientNet(read_weights(self.path), self.stages)
+        return EfficientNet(read_weights(self.path), self.stages, self.layout)
 
     def explain(self, pixels, mean):
+        if self.layout:
+            return super().explain(pixels, mean)  # its row is not a mean over places
         with torch.no_grad():
             maps = self.network.pooled_maps(self.network.feature_maps(pixels))
         # The norms that encode() divides by are taken as constants: features are then the mean over places,
@@ -76,10 +79,11 @@ def _mean_over_places(*maps):
 
 
 class EfficientNet(nn.Module):
-    """(B, 3, H, W) -> (B, dim), from the published state dict. Each part of a row has norm 1."""
+    """(B, 3, H, W) -> (B, dim), from the published state dict. Each pooled part of a row has norm 1."""
 
-    def __init__(self, weights, stages=False):
+    def __init__(self, weights, stages=False, layout=False):
         super().__init__()
+        self.layout = layout
         self.pooled_stages = 3 if stages else 0
         self.stem = Conv(weights, "_conv_stem", "_bn0", 2)
         self.stages = nn.ModuleList()
@@ -103,7 +107,10 @@ class EfficientNet(nn.Module):
         return self._rows(maps), torch.cat([F.adaptive_avg_pool2d(m, sides) for m in last], dim=1)
 
     def _rows(self, maps):
-        return torch.cat([F.normalize(m.mean((2, 3)), dim=-1) for m in self.pooled_maps(maps)], dim=1)
+        pooled = self.pooled_maps(maps)
+        parts = [F.normalize(m.mean((2, 3)), dim=-1) for m in pooled]
+        parts += [offsets(m) for m in pooled[1:]] if self.layout else []
+        return torch.cat(parts, dim=1)
 
     def pooled_maps(self, maps):
         """Of the feature maps, those whose means make a row: the head's, then those of the last stages."""
@@ -118,6 +125,14 @@ class EfficientNet(nn.Module):
                 x = block(x)
             maps.append(x)
         return [*maps, self.head(x)]
+
+
+def offsets(maps):
+    """(B, C, h, w) -> (B, 2 * C): the mean of each channel times x, then times y, both from -1 to 1, in units
+    of the norm of the means. A channel that is right of the middle has a positive x."""
+    y, x = (torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:])
+    moments = torch.cat([(maps * x).mean((2, 3)), (maps * y[:, None]).mean((2, 3))], dim=1)
+    return moments / maps.mean((2, 3)).norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 class Block(nn.Module):

@@ -102,6 +102,25 @@ def test_lite_stages_equal_timm(plain, name):
     assert tower.key != plain[name][0].key  # or the cache would mix the two up
 
 
+def test_lite_layout_tells_where_each_channel_is(plain):
+    name = "efficientnet-lite0"
+    tower, network = VisionEncoder("cpu", f"{name}-layout"), plain[name][1]
+    pixels = torch.stack([tower.preprocess(picture(i, (90, 70))) for i in range(2)])
+    with torch.no_grad():
+        x, expected = network.bn1(network.conv_stem(pixels)), []
+        for stage in network.blocks:
+            x = stage(x)
+            middle = (x.shape[2] - 1) / 2
+            right = sum(x[:, :, :, i].mean(2) * (i - middle) / middle for i in range(x.shape[3])) / x.shape[3]
+            down = sum(x[:, :, i].mean(2) * (i - middle) / middle for i in range(x.shape[2])) / x.shape[2]
+            expected.append(torch.cat([right, down], dim=1) / x.mean((2, 3)).norm(dim=1, keepdim=True))
+    rows = tower.encode(pixels)
+    stages = VisionEncoder("cpu", f"{name}-stages").encode(pixels)
+    scale = rows[:, :1904].norm(dim=1, keepdim=True)
+    assert rows.shape == (2, tower.dim) and (rows[:, :1904] / scale - stages).abs().max() < 1e-5
+    assert (rows[:, 1904:] * 2 / scale - torch.cat(expected[-3:], dim=1)).abs().max() < 1e-4
+
+
 def test_lite_is_the_same_function_of_pixels_that_want_a_gradient(lite0):
     pixels = torch.stack([lite0.preprocess(picture(i, (90, 70))) for i in range(2)]).requires_grad_()
     rows = F.normalize(lite0.network(pixels), dim=-1)
