@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import onednn
+from models.temporal import TIMES
 
 # Of the networks that answer questions; docs/EXPERIMENTS.md has what else was tried.
 WIDTH = 512
@@ -25,7 +26,8 @@ class Predictor(nn.Module):
     the share of standardised inputs and `dropout` the share of hidden units set to zero. The network is
     replicated `members` times, each with its own weights and its own loss, and the prediction is their mean
     (docs/EXPERIMENTS.md: worth a point). `text_head`, one of TEXT_HEADS, is trained beside it, and moves the
-    captions that predictions are compared with.
+    captions that predictions are compared with. With `time` "change" it also takes the frames of videos in
+    order, (B, F, vision_dim), and reads what `over_time` makes of them.
 
     >>> Predictor()(torch.randn(2, 512)).norm(dim=-1)
     tensor([1., 1.], grad_fn=...)"""
@@ -39,6 +41,7 @@ class Predictor(nn.Module):
         input_dropout=0.0,
         members=1,
         text_head="none",
+        time="mean",
     ):
         super().__init__()
         self.config = dict(
@@ -49,10 +52,13 @@ class Predictor(nn.Module):
             input_dropout=input_dropout,
             members=members,
             text_head=text_head,
+            time=time,
         )
-        self.register_buffer("mean", torch.zeros(vision_dim))
-        self.register_buffer("std", torch.ones(vision_dim))
-        sizes = (vision_dim, hidden_dim, text_dim, dropout, input_dropout)
+        self.read = TIMES[time]
+        width = self.read(torch.empty(0, vision_dim)).shape[1]
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        sizes = (width, hidden_dim, text_dim, dropout, input_dropout)
         self.members = nn.ModuleList(Member(*sizes) for _ in range(members))
         self.text_head = TEXT_HEADS[text_head](text_dim, dropout)
 
@@ -65,7 +71,7 @@ class Predictor(nn.Module):
     def standardise(self, image):
         """Take mean and standard deviation of the inputs from training features (N, vision_dim). A feature
         that never changes keeps deviation 1."""
-        _fit(self.mean, self.std, image)
+        _fit(self.mean, self.std, self.read(image))
 
     def parts(self):
         """{kind of batch: the predictor that it trains}."""
@@ -79,7 +85,7 @@ class Predictor(nn.Module):
         if question is not None:
             what = "this predictor answers one question only, what an image shows"
             raise ValueError(f"{what}; it takes no question")
-        x = (image - self.mean) / self.std
+        x = (self.read(image) - self.mean) / self.std
         return [F.normalize(member(x, rows), dim=-1) for member in self.members]
 
     def forward(self, image, places=None, question=None):
@@ -116,13 +122,17 @@ class QueryPredictor(nn.Module):
         known=0,
         captions=True,
         text_head="none",
+        time="mean",
     ):
         super().__init__()
         sizes = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout)
-        sizes |= dict(input_dropout=input_dropout, members=members, text_head=text_head)
+        sizes |= dict(input_dropout=input_dropout, members=members)
+        sizes |= dict(text_head=text_head, time=time)
         self.config = sizes | dict(places_dim=places_dim, known=known, captions=captions)
         self.captions = Predictor(**sizes) if captions else None
-        self.answers = AnswerPredictor(text_dim, vision_dim, places_dim, dropout, input_dropout, members)
+        self.answers = AnswerPredictor(
+            text_dim, vision_dim, places_dim, dropout, input_dropout, members, time
+        )
         self.question_only = AnswerPredictor(text_dim, dropout=dropout)
         self.register_buffer("known", torch.zeros(known, text_dim))
 
@@ -161,11 +171,22 @@ class QueryPredictor(nn.Module):
 class AnswerPredictor(nn.Module):
     """Questions (B, text_dim), images (B, vision_dim) and places (B, P, places_dim) -> (B, text_dim) unit
     rows, the mean of `members` networks. With `vision_dim` 0 it reads the question alone. `log_scale` is
-    log(1 / temperature) of its loss."""
+    log(1 / temperature) of its loss, `time` as in Predictor."""
 
-    def __init__(self, text_dim, vision_dim=0, places_dim=0, dropout=0.0, input_dropout=0.0, members=1):
+    def __init__(
+        self,
+        text_dim,
+        vision_dim=0,
+        places_dim=0,
+        dropout=0.0,
+        input_dropout=0.0,
+        members=1,
+        time="mean",
+    ):
         super().__init__()
         self.reads_image = vision_dim > 0
+        self.read = TIMES[time]
+        vision_dim = self.read(torch.empty(0, vision_dim)).shape[1]
         for name, dim in (("", vision_dim), ("places_", places_dim)):
             self.register_buffer(f"{name}mean", torch.zeros(dim))
             self.register_buffer(f"{name}std", torch.ones(dim))
@@ -182,7 +203,7 @@ class AnswerPredictor(nn.Module):
     def standardise(self, image, places):
         """Take mean and deviation of each feature from the training set, of places from 1,024 images."""
         some = torch.arange(0, len(places), max(1, len(places) // 1024))
-        _fit(self.mean, self.std, image)
+        _fit(self.mean, self.std, self.read(image))
         _fit(self.places_mean, self.places_std, places[some].flatten(0, 1))
 
     def attention(self, question, places):
@@ -199,7 +220,7 @@ class AnswerPredictor(nn.Module):
         """The prediction of each member, a list of (B, text_dim) unit rows; `rows` as in Predictor.each."""
         if self.reads_image:
             question, places = self._scaled(question, places)
-            inputs = (question, (image - self.mean) / self.std, places)
+            inputs = (question, (self.read(image) - self.mean) / self.std, places)
         else:
             inputs = (question * question.shape[1] ** 0.5,)
         return [F.normalize(member(*inputs, rows=rows), dim=-1) for member in self.members]

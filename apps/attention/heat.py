@@ -68,7 +68,8 @@ def shares(model, image, text):
 
     towers = model.vision.parts
     # `join` divides by this factor, so that the whole has norm 1.
-    means = (model.predictor.mean * len(towers) ** 0.5).split([tower.dim for tower in towers])
+    mean = model.predictor.mean[: model.vision.dim]  # with --time change, that of the change follows
+    means = (mean * len(towers) ** 0.5).split([tower.dim for tower in towers])
     owners, maps, baselines, pools = [], [], [], []
     for tower, mean in zip(towers, means):
         pixels = tower.preprocess(image)[None].to(tower.device)
