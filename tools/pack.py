@@ -1,4 +1,4 @@
-"""Pack captions, questions and their images into WebDataset tars, for train.py --shards.
+"""Pack captions, questions and their images or videos into WebDataset tars, for train.py --shards.
 
 python -m tools.pack --out runs/drawn-{:05}.tar
 python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
@@ -76,14 +76,15 @@ def records(dataset):
 
 
 def ending(name, path):
-    """The ending of an image's member: that of its name or, where that is none of an image, its format's."""
-    from models.dataset import format_of
+    """The ending of an image's member: that of its name or, where that is none of an image, its format's; of
+    a video mp4."""
+    from models.dataset import format_of, is_video
     from models.features.tars import KINDS
 
     own = Path(name).suffix[1:].lower()
     if KINDS.get(own) == "image":
         return own
-    return format_of(path).lower().replace("jpeg2000", "jp2")
+    return "mp4" if is_video(path) else format_of(path).lower().replace("jpeg2000", "jp2")
 
 
 def add(tar, name, content):

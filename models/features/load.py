@@ -149,7 +149,7 @@ def _load_shards(args, vision, text, process):
     """(Features, image names, digest of tars and towers, no rows). Each process encodes its share first."""
     with_questions = args.recipe == "answer"
     options = (process.rank, process.world, args.encode_batch, args.workers, args.quiet, with_questions)
-    names = encode_shards(args.shards, args.shard_features, vision, text, *options)
+    names = encode_shards(args.shards, args.shard_features, vision, text, *options, args.frames)
     distributed.wait()
     shards = open_shards(args.shard_features, names)
     if process.rank == 0:

@@ -27,12 +27,14 @@ def write(path, tensors, tally, metadata):
 
 def read(path, towers=None):
     """(metadata, tensors, Tally) of a feature shard. The tensors are mapped, not read. ValueError when it is
-    damaged, or was made otherwise than `towers` (a dict with vision, vision_key, text, text_key, questions);
+    damaged, or was made otherwise than `towers` (a dict with vision, vision_key, text, text_key, questions,
+    frames);
     FileNotFoundError when it is not there."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
+        metadata = dict(frames="8") | metadata  # older ones hold no videos
         if metadata.get("format") != FORMAT:
             raise damaged(path, f"format {metadata.get('format')}, not {FORMAT}")
         tally = Tally(**json.loads(metadata["tally"]))
@@ -57,6 +59,9 @@ def read(path, towers=None):
         raise ValueError(
             f"{path}: {made}; this run is {towers['questions']}: name another folder of features"
         )
+    if towers and metadata["frames"] != towers["frames"]:
+        made = f"made with --frames {metadata['frames']}, not {towers['frames']}"
+        raise ValueError(f"{path}: {made}; name another folder of features")
     return metadata, tensors, tally
 
 

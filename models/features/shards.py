@@ -1,11 +1,11 @@
-"""Archives of any size: tars of images and captions go through the towers once, into feature shards on the
-disk.
+"""Archives of any size: tars of images, videos and captions go through the towers once, into feature shards
+on the disk.
 
     names = encode_shards("cc3m-{00000..00331}.tar", "features/cc3m", vision, text)
     shards = open_shards("features/cc3m", names)
     shards.image[torch.tensor([7, 2_000_000])]    # (2, Dv) float32 unit rows, read from the disk
 
-A tar has the layout of WebDataset, which img2dataset writes: KEY.jpg (jpeg, png, webp) next to KEY.txt, its
+A tar has the layout of WebDataset, which img2dataset writes: KEY.jpg (png, mp4, ...) next to KEY.txt, its
 caption, or next to KEY.json with a list of them under "captions", and perhaps questions (tars.questions_of).
 
 NAME.tar becomes FOLDER/NAME.safetensors, whole or not at all: a killed run goes on with the tar it was in,
@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from models.dataset import Row, open_frames
+from models.dataset import FRAMES, Row, open_frames
 from models.files import packed, sha256, unpacked, why_passed_over
 
-from .ahead import encode_ahead
+from .ahead import encode_ahead, mean_row
 from .cache import batched
 from .places import Places
 from .rows import Parts, Rows
@@ -66,22 +66,23 @@ def encode_shards(
     workers=None,
     quiet=False,
     questions=False,
+    frames=FRAMES,
 ):
     """Write the feature shards that are not there yet, of every `world`-th tar from number `rank` on. Returns
     the names of all shards of the pattern, for `open_shards`.
 
     `pattern` holds {00000..00331}, {a,b} or *. Rows are float16, so they equal those of `encode_archive`; the
     rows of one shard have to fit in memory. `questions` adds the questions and the local features of the
-    images. Members that cannot be used are left out, counted and logged, one
-    line per tar. Raises ValueError before any tower runs for a file that is no tar or is missing (an encoded
-    tar may be deleted), and for a shard made with other towers or from another tar."""
+    images. A video is read as `frames` frames. Members that cannot be used are left out, counted and logged,
+    one line per tar. Raises ValueError before any tower runs for a file that is no tar or is missing (an
+    encoded tar may be deleted), and for a shard made with other towers or frames, or from another tar."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}: ranks are 0 to {world - 1}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tars = expand(pattern)
     towers = dict(vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
-    towers["questions"] = WITH if questions else WITHOUT
+    towers |= dict(questions=WITH if questions else WITHOUT, frames=str(frames))
     own = [(tar, folder / f"{name}.safetensors") for name, tar in list(tars.items())[rank::world]]
     todo = [(tar, path) for tar, path in own if not is_up_to_date(path, tar, towers)]
     for tar, _ in todo:
@@ -92,7 +93,8 @@ def encode_shards(
         metadata = size_and_time(tar) | dict(tar_sha256=sha256(tar))
         tally = Tally()
         title = f"{number}/{len(todo)} {tar.name}"
-        tensors = _encode(tar, vision, text, batch_size, workers, questions, tally, title, quiet)
+        options = (batch_size, workers, questions, frames)
+        tensors = _encode(tar, vision, text, *options, tally, title, quiet)
         write(path, tensors, tally, towers | metadata)
         asked = unpacked(tensors["questions"]) if questions else []
         log.log(tally.level(), "%s: %s", tar.name, summary(tensors["image"], tensors["text"], asked, tally))
@@ -153,17 +155,18 @@ def _check_tar(tar):
         ) from None
 
 
-def _encode(tar, vision, text, batch_size, workers, questions, tally, title, quiet):
+def _encode(tar, vision, text, batch_size, workers, questions, frames, tally, title, quiet):
     """The tensors of one tar's feature shard. `tally` counts its members."""
     names, captions, image_of, image, asked, asked_about = [], [], [], [], [], []
     places = [[] for _ in vision.parts]
 
     def read_frames(sample):
-        return open_frames(io.BytesIO(sample.content))
+        return open_frames(io.BytesIO(sample.content), frames)
 
     with tqdm(desc=title, unit="", disable=quiet, leave=False) as bar:
         found = samples(tar, tally, questions)
-        encoded = encode_ahead(found, read_frames, vision.parts, batch_size, workers, questions)
+        options = dict(places=questions, each_frame=True)
+        encoded = encode_ahead(found, read_frames, vision.parts, batch_size, workers, **options)
         for sample, rows, error in encoded:
             bar.update()
             if error:
@@ -178,8 +181,8 @@ def _encode(tar, vision, text, batch_size, workers, questions, tally, title, qui
                     kept.append(one.half())
                 asked_about += [len(names)] * len(sample.questions)
                 asked += sample.questions
-            # Each tower's row is rounded on its own, as in the cache.
-            image.append(torch.cat([row.half() for row in rows]))
+            # Each tower's rows are rounded on their own, as in the cache.
+            image.append(torch.cat([mean_row(row.half().float()).half() for row in rows]))
             image_of += [len(names)] * len(sample.captions)
             captions += sample.captions
             names.append(sample.name)

@@ -1,5 +1,5 @@
-"""Read a tar of images and captions, member by member. It may be a stranger's file: nothing is unpacked or
-executed, and each member is either read or left out and counted, see `Tally`.
+"""Read a tar of images, videos and captions, member by member. It may be a stranger's file: nothing is
+unpacked or executed, and each member is either read or left out and counted, see `Tally`.
 
 The webdataset package is not used: it reads members of any size, and passes an address that begins with pipe:
 to a shell."""
@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from models.dataset.images import VIDEO_SUFFIXES
 from models.files import level, printable
 
 # (key, ending) as WebDataset has them: a key ends at the first dot of the file name.
@@ -22,12 +23,13 @@ MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 # Endings of the formats that open_image reads.
 IMAGES = """jpg jpeg jpe jfif mpo png apng webp avif avifs gif bmp tif tiff pbm pgm ppm pnm pfm
     jp2 j2k jpc jpf jpx j2c heic heics heif heifs hif""".split()
+VIDEOS = ["ts", *(suffix[1:] for suffix in VIDEO_SUFFIXES)]
 # What each file ending holds. No other member is read.
-KINDS = dict.fromkeys(IMAGES, "image") | dict(txt="txt", json="json")
+KINDS = dict.fromkeys(IMAGES + VIDEOS, "image") | dict(txt="txt", json="json")
 LIMITS = dict(image=64 << 20, txt=1 << 20, json=1 << 20)  # bytes of a member
 NAMED = 3  # members that are named for each reason
 # Why members are left out.
-TOO_LARGE = "over the limit of 64 MiB per image, 1 MiB per text"
+TOO_LARGE = "over the limit of 64 MiB per image or video, 1 MiB per text"
 UNDECODABLE = "with an image that cannot be decoded"
 NO_IMAGE = "without an image next to it"
 NO_CAPTION = 'without .txt or .json with "captions" next to it'

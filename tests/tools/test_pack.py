@@ -2,12 +2,14 @@
 
 import os
 import tarfile
+from collections import Counter
 
 import pytest
 import torch
 
 from models.features.shards import encode_shards, open_shards
 from tests.conftest import Archive, Letters, Pixels, encode, load, picture, write_csv
+from tests.models.test_clips import clip_archive
 from tools import pack
 
 
@@ -53,6 +55,20 @@ def test_every_kind_of_image_that_a_csv_may_name_survives(tmp_path):
     archive = archive_of(tmp_path, files)
     assert pack.main(flags(archive, tmp_path / "t-{}.tar")) == 0
     assert_equal_to_csv(archive, tmp_path / "t-0.tar", tmp_path / "shards")
+
+
+def test_videos_survive_whatever_their_names(tmp_path, capsys):
+    archive = clip_archive(tmp_path)
+    os.rename(archive.images / "0", archive.images / "0.MKV")
+    archive.csv.write_text(archive.csv.read_text().replace("\n0,", "\n0.MKV,"))
+    assert pack.main(flags(archive, tmp_path / "t-{}.tar")) == 0
+    assert "11 images, 22 members" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "t-0.tar") as tar:
+        endings = [name.partition(".")[2] for name in tar.getnames()]
+    assert Counter(endings) == {"jpg": 8, "json": 11, "mkv": 1, "mp4": 2}
+    assert_equal_to_csv(archive, tmp_path / "t-0.tar", tmp_path / "shards")
+    with pytest.raises(ValueError, match="--frames 8, not 4"):
+        encode_shards(str(tmp_path / "t-0.tar"), tmp_path / "shards", Pixels(), Letters(), frames=4)
 
 
 def test_links_to_one_file_are_packed_as_files(tmp_path):
