@@ -8,7 +8,7 @@ pixels, caption = dataset[0]                 # (3, H, W) float32, str
 
 from .archive import VisionTextDataset, split_by_image
 from .folders import by_class, expand, image_path, walk
-from .frames import FRAMES, frame_at, open_clip, open_frames
+from .frames import FRAMES, clip_times, frame_at, open_clip, open_frames
 from .images import (
     FORMATS,
     HEIC_NEEDS,
@@ -36,6 +36,7 @@ __all__ = [
     "VisionTextDataset",
     "by_class",
     "check_file",
+    "clip_times",
     "expand",
     "format_of",
     "frame_at",

@@ -18,6 +18,7 @@ from .video import MAX_HOLD, Report, intervals, look_of, reading
 log = logging.getLogger(__name__)
 SLACK = 1e-6  # seconds; FFmpeg's clock ticks in microseconds, so closer times are the same
 INTRA = 1  # FFmpeg's AV_PICTURE_TYPE_I
+TRIES = 4  # key frames, each before the last: MPEG-TS and MPEG-PS seek to a byte near a time
 
 
 class Unreliable(Exception):
@@ -111,6 +112,7 @@ class _Walk:
         self.opened_as = reader.stream.codec_context.sample_aspect_ratio
         self.tick = float(reader.stream.time_base)
         self.now = -1  # number of the packet that was decoded last
+        self.landed = 0  # timestamp of the packet at which decoding began
         self.decoded = self.frames()
         self.coming = next(self.decoded, None)  # the (frame, Look) after `shown`
         if self.coming is None:
@@ -124,39 +126,42 @@ class _Walk:
         until = self.start + time + SLACK
         at = bisect_right(self.keys, until, key=lambda key: key * self.tick) - 1
         if at >= 0 and self.packets.number_of[self.keys[at]] > self.now:
-            self.seek(self.keys[at])
+            self.seek(at)
         while self.coming is not None and self.coming[0].time <= until:
             self.shown = self.coming
             self.coming = next(self.decoded, None)
 
-    def seek(self, key):
-        """Go to the key frame with that timestamp, or to one before it."""
+    def seek(self, at):
+        """Go to the key frame `self.keys[at]`, or to one before it."""
         reader, number_of = self.reader, self.packets.number_of
-        reader.video.seek(key, stream=reader.stream)
-        self.now, self.landed = -1, None
-        self.decoded = self.frames()
-        self.coming = next(self.decoded, None)
-        frame = self.coming and self.coming[0]
-        if frame is None or self.landed is None or number_of[self.landed] > number_of[key]:
+        wanted = number_of[self.keys[at]]
+        for key in self.keys[at::-1][:TRIES]:
+            reader.video.seek(key, stream=reader.stream)
+            self.landed = None
+            self.decoded = self.frames()
+            self.coming = next(self.decoded, None)
+            if self.coming and number_of[self.landed] <= wanted:
+                break
+        else:
             raise Unreliable("it does not seek to its key frames")
         # Frames before a key frame may need others that were not decoded.
-        while frame.pts is not None and frame.pts < self.landed:
-            self.coming = next(self.decoded)
-            frame = self.coming[0]
-        if frame.pts != self.landed or not frame.key_frame or frame.pict_type != INTRA:
+        while self.coming and self.coming[0].pts < self.landed:
+            self.coming = next(self.decoded, None)
+        frame = self.coming and self.coming[0]
+        if not frame or frame.pts != self.landed or not frame.key_frame or frame.pict_type != INTRA:
             raise Unreliable("its key frames need the frames before them")
 
     def frames(self):
-        """Yield (frame, Look) from where the file is, and keep the number of the packet."""
+        """Yield (frame, Look) from the next key frame of the file on."""
         reader = self.reader
         for packet in reader.video.demux(reader.stream):
-            if packet.size:
-                number = self.packets.number_of.get(packet.pts)
-                if number is None and not packet.is_discard:
+            if self.landed is None and packet.size and not packet.is_keyframe:
+                continue
+            if packet.size and not packet.is_discard:
+                if packet.pts not in self.packets.number_of:
                     raise Unreliable("its timestamps differ after seeking")
-                if self.now < 0 and number is not None:
-                    self.landed = packet.pts
-                self.now = self.now if number is None else number
+                self.now = self.packets.number_of[packet.pts]
+                self.landed = packet.pts if self.landed is None else self.landed
             for frame in reader.frames(packet):
                 if frame.is_corrupt or frame.time is None:
                     raise Unreliable("a frame is damaged, or has no time")
