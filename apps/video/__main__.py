@@ -3,6 +3,7 @@
     python -m apps.video demo                              make a short video of images, runs/video.mp4
     python -m apps.video watch runs/video.mp4              cut it where its meaning changes; words per segment
     python -m apps.video watch runs/video.mp4 --stream     the same without looking ahead, as from a camera
+    ffmpeg -i rtsp://camera -f matroska - | python -m apps.video watch -
     python -m apps.video watch runs/video.mp4 --uniform 2  the baseline: words every 2 seconds
     python -m apps.video find "a dog in the snow" runs/video.mp4
     python -m apps.video embed runs/video.mp4 --out runs/video.safetensors
@@ -16,6 +17,7 @@ import random
 import statistics
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from apps.video import CHANGE
@@ -56,7 +58,8 @@ def parse(argv):
     c.add_argument("--out", required=True, help="file to write", metavar="FILE.safetensors")
 
     c = commands.add_parser("watch", parents=[look], help="print words for each segment of a video")
-    c.add_argument("video", help="video file", metavar="VIDEO")
+    live_help = "video file, or - for a pipe or a device such as /dev/video0, which mean --stream"
+    c.add_argument("video", help=live_help, metavar="VIDEO")
     how = c.add_mutually_exclusive_group()
     how.add_argument("--segments", type=int, help="number of segments (default: as --change cuts)")
     how.add_argument("--uniform", type=at_least(0.01), help="one segment every N seconds", metavar="N")
@@ -87,6 +90,11 @@ def parse(argv):
     for name in ("segments", "count"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
             p.error(f"--{name} {getattr(args, name)}: give 1 or more")
+    if args.command == "watch" and (args.video == "-" or Path(args.video).is_char_device()):
+        args.stream = True
+        for name in ("segments", "uniform", "strip"):
+            if getattr(args, name) is not None:
+                p.error(f"--{name} {getattr(args, name)}: needs a file, and {args.video} is read once")
     if getattr(args, "stream", False) and args.decode == "middle":
         p.error("--stream decodes the mean of the frames so far; --decode middle needs the whole segment")
     if getattr(args, "decoder", None) and args.words == "nearest":
@@ -137,12 +145,11 @@ def watch(args, model):
     report = Report()
     write, source = writer(model, args.words, args.decoder or Path(args.run, "decoder"), args.cache)
     print(f"{args.video}: a frame every {args.every:g} s; words: {source}")
-    found = (watch_stream if args.stream else watch_whole)(args, model, write, report)
-    end = found[-1].end
-    each_second = math.ceil(end)
+    count, found = (watch_stream if args.stream else watch_whole)(args, model, write, report)
+    each_second = math.ceil(report.end)
     print(
-        f"decodes: {len(found)} in {end:.1f} s; one per second is {each_second}, "
-        f"{each_second / len(found):.1f} times as many"
+        f"decodes: {count} in {report.end:.1f} s; one per second is {each_second}, "
+        f"{each_second / count:.1f} times as many"
     )
     print(f"{args.video}: {report}")
     if args.strip:
@@ -150,7 +157,8 @@ def watch(args, model):
 
 
 def watch_whole(args, model, write, report):
-    """Read all frames, then cut. Returns the Segments, and fills in the `report`."""
+    """Read all frames, then cut. Returns the number of segments and the Segments, and fills in the
+    `report`."""
     from apps.video.segments import cut, cut_by_change, means, middles, uniform, ward
     from apps.video.watch import describe
 
@@ -165,33 +173,41 @@ def watch_whole(args, model, write, report):
     found = describe(edges.tolist(), times, report.end, said)
     for segment in found:
         print(line(segment.start, segment.end, segment.score, segment.words))
-    return found
+    return len(found), found
 
 
 def watch_stream(args, model, write, report):
-    """Take one frame at a time. The end of a segment is unknown when its words are written, so the second
-    column is the time of writing. Returns the Segments, and fills in the `report`."""
+    """Take one frame at a time, in memory that does not grow. The end of a segment is unknown when its words
+    are written, so the second column is the time of writing. Returns the number of segments and, where
+    --strip needs them, the Segments; fills in the `report`."""
     from apps.video.segments import stream
     from apps.video.watch import describe, embeddings
 
     print("   start   written   score  words")
-    times, starts, said, waits = [], [], [], []
+    step, frames, starts, said = args.every, 0, [], []
+    waits = Counter()  # frames from the first one of a segment to its words
 
     def arriving():
+        nonlocal frames
         encode = model.encode_image
-        for time, row in embeddings(args.video, encode, args.every, 1, True, args.skip_bad, report):
-            times.append(time)
+        for _, row in embeddings(args.video, encode, step, 1, True, args.skip_bad, report):
+            frames += 1
             yield row
 
-    settle = max(1, math.ceil(SETTLE / args.every))
-    for decode in stream(arriving(), args.change / args.every**0.5, settle):
-        starts.append(decode.start)
-        said += write(decode.row[None])
-        waits.append(times[decode.now] - times[decode.start])
-        print(line(times[decode.start], times[decode.now], *said[-1]), flush=True)
-    latency = f"median {statistics.median(waits):.1f} s, at most {max(waits):.1f} s"
+    settle = max(1, math.ceil(SETTLE / step))
+    for decode in stream(arriving(), args.change / step**0.5, settle):
+        (words,) = write(decode.row[None])
+        waits[decode.now - decode.start] += 1
+        print(line(decode.start * step, decode.now * step, *words), flush=True)
+        if args.strip:
+            starts.append(decode.start)
+            said.append(words)
+    latency = f"median {step * statistics.median(waits.elements()):.1f} s, at most {step * max(waits):.1f} s"
     print(f"latency, from a segment's first frame to its words: {latency}")
-    return describe([*starts, len(times)], times, report.end, said)
+    if not args.strip:
+        return waits.total(), []
+    times = [i * step for i in range(frames)]
+    return waits.total(), describe([*starts, frames], times, report.end, said)
 
 
 def find(args, model):

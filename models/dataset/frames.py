@@ -8,6 +8,7 @@ open_frames("clip.mp4", 8)                                      # a video has ei
 
 import itertools
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -82,20 +83,30 @@ def read_frames(path, times, skip_bad=False, report=None):
     at each of `times`, until it ends.
 
     `times` are ascending, in seconds from the first frame. Frames are found by their timestamps, so a
-    variable frame rate is right. The file is decoded once, and only the frames asked for are converted.
+    variable frame rate is right. The file is decoded once, and only the frames asked for are converted. "-"
+    is standard input, and a device such as /dev/video0 a camera: each frame comes when the next has arrived.
     `report` (a models.dataset.video.Report) is filled in while reading. Raises FileNotFoundError, and
     ValueError for a file that is no video, has no frames, is damaged or ends early; with `skip_bad` the
     damaged frames are left out and counted."""
     report = Report() if report is None else report
     times = iter(times)
     due = next(times, None)
-    with open(check_file(path), "rb") as file:
+    with _opened(path) as file:
         for end, show in _intervals(file, path, report, skip_bad):
             while due is not None and due + SLACK < end:
                 yield due, show()
                 due = next(times, None)
             if due is None:
                 return
+
+
+def _opened(path):
+    """The binary file object of a path, with None in its place for a camera."""
+    if str(path) == "-":
+        return open(0, "rb", buffering=0, closefd=False)
+    if Path(path).is_char_device():
+        return nullcontext()
+    return open(check_file(path), "rb")
 
 
 def duration(path):
@@ -113,6 +124,9 @@ def duration(path):
 
 def _intervals(file, name, report, skip_bad):
     """The intervals of a video or an animated image, see models.dataset.video."""
+    if file is None or not file.seekable():
+        yield from intervals(file, name, report, skip_bad)
+        return
     try:
         image = opened(file, ANIMATED)
         count = getattr(image, "n_frames", 1)

