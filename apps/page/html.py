@@ -72,6 +72,9 @@ STYLE = """
 .timeline polyline { fill: none; stroke: var(--body-text-color); stroke-width: 1.5 }
 .timeline path { stroke: var(--body-text-color); stroke-dasharray: 3 3 }
 .grid-wrap { min-height: 0 !important; max-height: none !important }
-.words .caption-label { white-space: normal; max-width: 100%; margin: 0; inset: auto 0 0 0; font-size: 12px }
+.caption-label { white-space: normal !important; max-width: 100% !important; inset: auto 0 0 0 !important;
+  margin: 0 !important; font-size: 12px !important; overflow-wrap: anywhere }
+.words .thumbnail-lg { aspect-ratio: 3 / 4 !important }
+.words .thumbnail-lg > img { object-fit: contain !important; object-position: top }
 .timeline text { fill: var(--body-text-color); font-size: 14px }
 """

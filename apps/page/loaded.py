@@ -28,10 +28,11 @@ class Loaded:
         """Whether the run answers questions."""
         return isinstance(self.model.predictor, QueryPredictor)
 
-    def least(self, key="reject"):
-        """The score below which none of the candidates is right, of labels or with "reject_answers" of
-        answers; -1, below every score, where the run stores none."""
-        found = threshold_of(self.model.record, key)
+    @property
+    def least(self):
+        """The score below which none of the labels is right; -1, below every score, where the run stores
+        none."""
+        found = threshold_of(self.model.record, "reject")
         return -1.0 if found is None else found
 
     @cached_property

@@ -54,16 +54,16 @@ def look(loaded, frames, labels, least):
     return Seen(ranked(labels, scores, least), captions, sentence)
 
 
-def ask(loaded, frames, question, least):
-    """[(answer, cosine)]: the ANSWERS best answers, with NONE first where the best scores less than `least`.
-    ValueError for a run that was trained without questions."""
+def ask(loaded, frames, question):
+    """[(answer, cosine)]: the ANSWERS best answers, best first. ValueError for a run that was trained without
+    questions."""
     model = loaded.model
     model.check_answers()
     scores = model.answer_scores(middle(frames), [question])[0, 0].tolist()
-    return ranked(list(model.config["answers"]), scores, least)[:ANSWERS]
+    return ranked(list(model.config["answers"]), scores)[:ANSWERS]
 
 
-def ranked(texts, scores, least):
+def ranked(texts, scores, least=-1.0):
     """[(text, score)], best first; NONE, with the score that was asked for, before those below `least`."""
     found = sorted(zip(texts, scores), key=lambda pair: -pair[1])
     return [(NONE, least), *found] if found and found[0][1] < least else found

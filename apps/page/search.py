@@ -76,12 +76,11 @@ def caption(result):
 
 
 def examples(loaded, count=6):
-    """[(RGB PIL image, name)] of some images of the index, evenly spaced; those that the run was not trained
-    on, where it names its training images."""
+    """Some images of the index as RGB PIL images, evenly spaced; those that the run was not trained on, where
+    it names its training images."""
     with opened(loaded.index) as store:
         names = sorted(relative(os.fsdecode(path), store.root) for path in store.all_paths())
         if loaded.model.knows_training_images:
             names = [name for name in names if name not in loaded.model.trained_on] or names
         names = names[:: max(1, len(names) // count)][:count]
-        images = thumbnails([os.path.join(store.root, name) for name in names], LARGE)
-    return list(zip(images, map(printable, names)))
+        return thumbnails([os.path.join(store.root, name) for name in names], LARGE)

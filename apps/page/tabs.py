@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 
 from apps.page import html, look, search, watch
-from apps.page.uploads import Clip, Photo, telling
+from apps.page.uploads import Clip, Photo, served, telling
 from apps.search.store import opened
 from models.dataset import open_image
 
@@ -32,6 +32,11 @@ def texts_in(box):
     return found
 
 
+def gallery(tiles):
+    """[(RGB PIL image, caption)] as a gallery shows them."""
+    return [(served(image), caption) for image, caption in tiles]
+
+
 def pairs(rows):
     """[(text, score)] as JSON."""
     return [dict(text=text, score=round(score, 4)) for text, score in rows]
@@ -45,7 +50,8 @@ class Tab:
         self.answer = gr.JSON(visible=False)
 
     def on(self, triggers, function, inputs, outputs, api_name=None):
-        """Call `function` on any of the triggers. Without `api_name` no client can."""
+        """Call `function` on any of the triggers. Without `api_name` no client can. The second output, else
+        the only one, shows progress and failure."""
         root = ""
         try:
             with opened(self.loaded.index) as store:
@@ -53,7 +59,8 @@ class Tab:
         except (OSError, ValueError):
             pass  # the page works without an index; the tab Search says what is wrong with it
         access = dict(api_name=api_name) if api_name else dict(api_visibility="private")
-        return gr.on(triggers, telling(function, root), inputs, outputs, **access, **LANE)
+        options = dict(show_progress_on=outputs[:2][-1]) | access | LANE
+        return gr.on(triggers, telling(function, root), inputs, outputs, **options)
 
 
 class Look(Tab):
@@ -71,17 +78,17 @@ class Look(Tab):
                         clip = Clip(show_label=False, sources=["upload", "webcam"], height=300)
                 self.add_examples(photo)
                 self.where = gr.Radio([], label="Where does the score come from?", elem_id="where")
-                self.map = gr.Image(show_label=False, interactive=False, format="png", elem_id="map")
+                self.map = gr.Image(show_label=False, interactive=False, elem_id="map")
             with gr.Column():
                 self.labels = gr.Textbox(LABELS, label="Labels, one per line", lines=5, elem_id="labels")
-                least = gr.Slider(-1, 1, round(loaded.least(), 2), step=0.01, label="None of these below")
+                least = gr.Slider(-1, 1, round(loaded.least, 2), step=0.01, label="None of these below")
                 again = gr.Button("Score the labels", variant="primary")
                 self.bars = gr.HTML(elem_id="bars")
                 self.add_question()
                 gr.HTML(html.line("Nearest training captions"))
                 self.captions = gr.HTML(elem_id="captions")
                 self.sentence = gr.Textbox(label="Written by the decoder", visible=loaded.decoder is not None)
-        seen = [self.answer, self.shown, self.bars, self.captions, self.sentence, self.where, self.map]
+        seen = [self.answer, self.bars, self.shown, self.captions, self.sentence, self.where, self.map]
         self.on([photo.change], self.look, [photo, self.labels, least], seen, "look")
         self.on([clip.change], self.look_clip, [clip, self.labels, least], seen, "look_clip")
         self.on([again.click, least.release], self.look_again, [self.shown, self.labels, least], seen)
@@ -93,7 +100,7 @@ class Look(Tab):
             examples = search.examples(self.loaded)
         except (OSError, ValueError):
             return
-        options = dict(columns=6, height="auto", format="jpeg", elem_id="examples")
+        options = dict(columns=6, height="auto", elem_id="examples")
         row = gr.Gallery(examples, **options, **STRIP)
 
         def chosen(event: gr.SelectData):
@@ -120,15 +127,15 @@ class Look(Tab):
 
     def look_again(self, shown, labels, least):
         if shown is None:
-            return None, None, "", "", "", gr.Radio(choices=[], value=None), None
+            return None, "", None, "", "", gr.Radio(choices=[], value=None), None
         texts = texts_in(labels)
         seen = look.look(self.loaded, look.read(*shown), texts, least)
         answer = dict(
             labels=pairs(seen.labels), captions=pairs(seen.captions), sentence=seen.sentence or None
         )
-        choices = gr.Radio(choices=texts, value=None)
+        choices = gr.Radio(choices=[text for text, _ in seen.labels if text in texts], value=None)
         bars = html.bars(seen.labels, "Give labels, one per line.")
-        return answer, shown, bars, html.bars(seen.captions), seen.sentence, choices, None
+        return answer, bars, shown, html.bars(seen.captions), seen.sentence, choices, None
 
     def frames(self, shown):
         if shown is None:
@@ -139,8 +146,7 @@ class Look(Tab):
         [question] = texts_in(question) or [""]
         if not question:
             raise ValueError("ask what? type a question")
-        least = self.loaded.least("reject_answers")
-        found = look.ask(self.loaded, self.frames(shown), question, least)
+        found = look.ask(self.loaded, self.frames(shown), question)
         choices = gr.Radio(choices=[*texts_in(labels), question], value=None)
         return pairs(found), html.bars(found), choices
 
@@ -149,7 +155,7 @@ class Look(Tab):
             path = Path(folder, "map.png")
             is_question = bool(question) and text == question.strip()
             look.heat(self.loaded, self.frames(shown), text, path, is_question)
-            return open_image(path)
+            return served(open_image(path), "PNG")
 
 
 class Search(Tab):
@@ -174,14 +180,14 @@ class Search(Tab):
             with gr.Column(scale=3):
                 self.status = gr.HTML(elem_id="status")
                 with gr.Row(visible=False) as self.chosen:
-                    large = dict(show_label=False, interactive=False, format="jpeg", height=360, buttons=[])
+                    large = dict(show_label=False, interactive=False, height=360, buttons=[])
                     self.image = gr.Image(elem_id="large", scale=2, **large)
                     with gr.Column(scale=1):
                         self.name = gr.Textbox(
                             label="Path in the indexed folder", buttons=["copy"], elem_id="name"
                         )
                         more = gr.Button("More like this", elem_id="more", variant="primary")
-                self.gallery = gr.Gallery(columns=4, height="auto", format="jpeg", elem_id="results", **STRIP)
+                self.gallery = gr.Gallery(columns=4, height="auto", elem_id="results", **STRIP)
         asked = [text, also, without, photo, least, top]
         found = [self.answer, self.gallery, self.status, self.names, self.like_what, self.chosen]
         self.on([text.submit, also.submit, without.submit, photo.upload], self.search, asked, found, "search")
@@ -215,7 +221,7 @@ class Search(Tab):
         if not results:
             what = f"Nothing scores {least:.2f} or more; the best image scores {found.best:.2f}"
         like = f", like {name}" if name else ""
-        tiles = search.tiles(self.loaded, found.results)
+        tiles = gallery(search.tiles(self.loaded, found.results))
         names = [result.name for result in found.results]
         status = html.line(f"{what}{like}.")
         return (
@@ -229,7 +235,7 @@ class Search(Tab):
 
     def open(self, names, event: gr.SelectData):
         name = names[event.index]
-        return name, search.large(self.loaded, name), gr.Row(visible=True)
+        return name, served(search.large(self.loaded, name)), gr.Row(visible=True)
 
 
 class Watch(Tab):
@@ -246,8 +252,8 @@ class Watch(Tab):
             with gr.Column(scale=2):
                 text = gr.Textbox(label="Find a moment", submit_btn=True, elem_id="moment")
                 self.line = gr.HTML(elem_id="line")
-                options = dict(height="auto", format="jpeg", elem_classes="words", **STRIP)
-                self.moments = gr.Gallery(columns=6, elem_id="moments", **options)
+                options = dict(height="auto", elem_classes="words", **STRIP)
+                self.moments = gr.Gallery(columns=4, elem_id="moments", **options)
         self.status = gr.HTML(elem_id="video-status")
         with gr.Row():
             with gr.Column():
@@ -256,7 +262,7 @@ class Watch(Tab):
             with gr.Column():
                 gr.HTML(html.line("Uniform: as many segments, all of one length"))
                 self.equal = gr.Gallery(columns=3, elem_id="equal", **options)
-        read = [self.answer, self.video, self.strip, self.equal, self.status, self.starts, self.equal_starts]
+        read = [self.answer, self.strip, self.equal, self.video, self.status, self.starts, self.equal_starts]
         self.on([clip.change], self.watch, [clip], [*read, self.line, self.moments], "watch")
         sought = [self.answer, self.line, self.moments, self.found_at]
         self.on([text.submit], self.search, [clip, self.video, text], sought, "moments")
@@ -271,16 +277,16 @@ class Watch(Tab):
 
     def watch(self, path, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
         if not path:
-            return None, None, [], [], "", [], [], "", []
+            return None, [], [], None, "", [], [], "", []
         video = watch.read(self.loaded, path)
         answer, tiles, starts = {}, [], []
         for name, edges in (("selective", video.changes), ("uniform", video.equal)):
             found = watch.segments(self.loaded, video, edges)
             answer[name] = [segment._asdict() for segment in found]
-            tiles.append(watch.tiles(path, found))
+            tiles.append(gallery(watch.tiles(path, found)))
             starts.append([segment.start for segment in found])
         status = html.line(f"{len(video.changes) - 1} decodes in {video.end:.1f} s. {video.report}.")
-        return answer, video, *tiles, status, *starts, "", []
+        return answer, *tiles, video, status, *starts, "", []
 
     def search(self, path, video, text):
         if video is None:
@@ -290,8 +296,8 @@ class Watch(Tab):
             raise ValueError("find what? type what the moment shows")
         scores, found = watch.search(self.loaded, video, text)
         line = html.timeline(scores, video.changes, video.times, video.end, found[:3])
-        best = found[:6]
-        tiles = watch.moment_tiles(path, best)
+        best = found[:4]
+        tiles = gallery(watch.moment_tiles(path, best))
         return [moment._asdict() for moment in found], line, tiles, [moment.at for moment in best]
 
     def time_of(self, times, event: gr.SelectData):

@@ -1,16 +1,20 @@
-"""Files that visitors send, and what they are told.
+"""Files that visitors send and are sent, and what they are told.
 
 Gradio would decode an upload before this project's checks see it, and fetch an address that is sent in place
 of a file. Photo and Clip pass the path of an upload on as it is, for `open_image` and `read_frames`."""
 
+import hashlib
 import html
+import io
+import os
 import re
 from functools import wraps
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
-from models.files import printable
+from models.files import printable, replacing
 from models.script import said
 
 # A path that begins at the root, up to its last folder.
@@ -46,6 +50,19 @@ class Clip(Upload, gr.Video):
         return value and gr.FileData(path=str(value), orig_name=Path(value).name)
 
 
+def served(image, form="JPEG"):
+    """The path of a PIL image as a file that the page may show: one file for all equal images, written whole.
+    Gradio would write it again for each visitor, while others read it."""
+    image.save(data := io.BytesIO(), form, quality=90)
+    path = Path(get_upload_folder(), hashlib.sha256(data.getvalue()).hexdigest(), f"image.{form.lower()}")
+    if path.exists():
+        os.utime(path)  # it is deleted by its age
+    else:
+        with replacing(path) as new:
+            new.write_bytes(data.getvalue())
+    return str(path)
+
+
 def telling(function, root):
     """`function`, whose ValueError and OSError become a line on the page: escaped, and with no folder of this
     machine but those below the indexed one, `root`. Any other error is a bug: the page says that it failed,
@@ -56,7 +73,10 @@ def telling(function, root):
         try:
             return function(*arguments)
         except (OSError, ValueError) as error:
-            raise gr.Error(html.escape(without_folders(said(error), root)), print_exception=False) from None
+            message = said(error)
+            advice = "; send another file" if get_upload_folder() in message else ""
+            line = without_folders(message, root) + advice
+            raise gr.Error(html.escape(line), print_exception=False) from None
 
     return told
 

@@ -30,8 +30,8 @@ class Video(NamedTuple):
 
 
 def read(loaded, path):
-    """The Video at `path`, with a progress bar. Raises what `read_frames` does, and ValueError for more than
-    MOST frames."""
+    """The Video at `path`, with a progress bar; its damaged frames are left out and counted. Raises what
+    `read_frames` does, and ValueError for more than MOST frames."""
     seen = 0
 
     def encode(images):
@@ -42,7 +42,7 @@ def read(loaded, path):
         return loaded.model.encode_image(images)
 
     report = Report()
-    times, rows = whole_video(path, encode, STEP, report=report)
+    times, rows = whole_video(path, encode, STEP, skip_bad=True, report=report)
     edges = cut_by_change(rows, STEP).tolist()
     equal = uniform(len(rows), len(edges) - 1).tolist()
     return Video(times, rows, report.end, edges, equal, str(report))
@@ -57,7 +57,9 @@ def segments(loaded, video, edges):
 def tiles(path, found):
     """[(RGB PIL image, caption)] of the middle frames of Segments, for a gallery."""
     shown = []
-    for segment, (_, image) in zip(found, read_frames(path, [segment.middle for segment in found])):
+    for segment, (_, image) in zip(
+        found, read_frames(path, [segment.middle for segment in found], skip_bad=True)
+    ):
         image.thumbnail((TILE, TILE))
         shown.append((image, f"{segment.start:.1f} to {segment.end:.1f} s: {segment.words}"))
     return shown
@@ -73,7 +75,7 @@ def search(loaded, video, text):
 def moment_tiles(path, found):
     """[(RGB PIL image, caption)] of Moments in their order, for a gallery."""
     images = {}
-    for at, image in read_frames(path, sorted(moment.at for moment in found)):
+    for at, image in read_frames(path, sorted(moment.at for moment in found), skip_bad=True):
         image.thumbnail((TILE, TILE))
         images[at] = image
     return [(images[moment.at], f"{moment.score:.2f} at {moment.at:.1f} s") for moment in found]
