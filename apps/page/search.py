@@ -37,7 +37,7 @@ def search(loaded, texts, without=(), image=None, least=-1.0, top=12):
         raise ValueError("search for what? give a text or an image")
     with opened(loaded.index) as store:
         options = dict(image=image, without=without, top=SPARE * top, run=loaded.run, model=loaded.model)
-        results, _ = find(store, texts, **options)
+        results = find(store, texts, **options).results
         kept = folded(store, [(score, path) for score, path in results if score >= least])
         shown = [
             Result(score, relative(path, store.root), [relative(other, store.root) for other in alike])

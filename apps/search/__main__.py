@@ -1,4 +1,4 @@
-"""Search a folder of images by text or by image, and list its duplicates.
+"""Search a folder of images and videos by text or by image, and list its duplicates.
 
     python -m apps.search index my_image_archive                     again after changes: only those are read
     python -m apps.search find "a dog on a beach"                    cosine scores and paths, best first
@@ -20,7 +20,7 @@ from pathlib import Path
 from apps.search.duplicates import NEAR, duplicates
 from apps.search.find import EXACT_ROWS, find
 from apps.search.index import CACHE, update
-from apps.search.sheets import save
+from apps.search.sheets import named, save
 from apps.search.store import DEFAULT, opened, shown
 from models import script
 from models.files import printable, relative
@@ -33,9 +33,10 @@ def parse(argv):
     p = script.parser("python -m apps.search", __doc__)
     commands = p.add_subparsers(dest="command", required=True)
     c = commands.add_parser("index", help="make or update the index of a folder")
-    what = "folder of images and folders; hidden ones, system files and links are left out"
+    what = "folder of images, videos and folders; hidden ones, system files and links are left out"
     c.add_argument("dir", help=what, metavar="DIR")
     script.add_folder_flags(c)
+    script.add_frames(c)
     cache = "features that train.py and this share (default %(default)s)"
     c.add_argument("--cache", default=CACHE, help=cache, metavar="FILE")
     c.add_argument("--batch-size", type=int, default=32, help="images per transaction (default %(default)s)")
@@ -88,7 +89,7 @@ def _check(p, args):
 
 def run_index(args):
     options = (args.device, args.cache, args.batch_size, args.quiet, args.exclude, args.follow_links)
-    done = update(args.dir, args.index, args.run, *options)
+    done = update(args.dir, args.index, args.run, *options, args.frames)
     counts = done.walked.counted(args.dir, f"{done.indexed:,} indexed", f"{done.damaged:,} damaged")
     print(f"{counts}; {done.changed:,} new or changed, {done.moved:,} moved, {done.gone:,} gone")
 
@@ -99,7 +100,7 @@ def run_find(args, store):
     if args.grid and Path(args.grid).exists() and Path(args.grid).resolve().is_relative_to(store.root):
         raise ValueError(f"--grid {args.grid}: is a file in the indexed folder; name another one")
     texts = ([args.text] if args.text else []) + args.also
-    results, recall = find(
+    results, recall, times = find(
         store, texts, args.image, args.without, args.top, args.run, args.device, args.ann, args.quiet
     )
     if recall:
@@ -114,19 +115,22 @@ def run_find(args, store):
     results = [(score, path) for score, path in results if score >= least]
     if not results:
         print(f"nothing scores {least:.3g} or more, the best {best:.4f}", file=sys.stderr)
-    print_results(args, results)
+    print_results(args, results, times)
     like = [f"like {os.path.basename(args.image)}"] if args.image else []
     title = printable(", ".join([*texts, *like, *(f"not {text}" for text in args.without)]))
     for sheet in filter(None, (args.html, args.grid)):
-        save(sheet, results, title)
+        save(sheet, results, title, times)
         print(f"wrote {sheet}", file=sys.stderr)
 
 
-def print_results(args, results):
-    """Print [(score, path)]: scores and paths to a terminal, paths alone into a pipe, both as JSON."""
+def print_results(args, results, times):
+    """Print [(score, path)] and the times of videos {path: seconds}: all to a terminal and as JSON, paths
+    alone into a pipe."""
     paths = [relative(path) for _, path in results]
     if args.json:
         entries = [dict(score=score, path=path) for (score, _), path in zip(results, paths)]
+        for entry, (_, path) in zip(entries, results):
+            entry |= dict(time=times[path]) if path in times else {}
         print(json.dumps(entries, indent=1))
     elif args.null or not sys.stdout.isatty():
         if not args.null and any("\n" in path for path in paths):
@@ -137,7 +141,7 @@ def print_results(args, results):
         sys.stdout.flush()
     else:
         for score, path in results:
-            print(f"{score:7.4f}  {shown(path)}")
+            print(f"{score:7.4f}  {named(shown(path), times.get(path))}")
 
 
 def run_duplicates(args, store):

@@ -25,7 +25,7 @@ def duplicates(store, threshold=NEAR, quiet=False):
     group, and logged. Time grows with the square of the
     number of images; memory, beside the sketches, stays bounded."""
     first = "id IN (SELECT min(id) FROM images WHERE row IS NOT NULL GROUP BY digest)"
-    ids, sketches = store.blobs("sketch", first)  # (N, 256)
+    ids, sketches = store.sketches(first)  # (N, 256)
     near = near_groups(sketches, threshold, quiet)
     identical = [store.paths(group) for group in store.identical()]
     near = [(cosine, store.paths([ids[i] for i in group])) for cosine, group in near]
@@ -40,7 +40,7 @@ def folded(store, results, threshold=NEAR):
     """[(score, path, alike)] of the results [(score, path)] of a search: of near-duplicates among them the
     first one alone, with the list `alike` of the others' paths."""
     numbers = [store.number(path) for _, path in results]
-    ids, sketches = store.blobs("sketch", f"id IN ({', '.join(map(str, numbers))})")  # (n, 256)
+    ids, sketches = store.sketches(f"id IN ({', '.join(map(str, numbers))})")  # (n, 256)
     group_of = {
         ids[i]: number for number, (_, group) in enumerate(near_groups(sketches, threshold)) for i in group
     }

@@ -1,10 +1,11 @@
 """Search an index by text, by image, or by both.
 
 with opened("index.sqlite") as store:
-    results, recall = find(store, ["a dog on a beach"], without=["snow"])    # [(score, path), ...]
+    results, recall, times = find(store, ["a dog on a beach"], without=["snow"])    # [(score, path), ...]
 """
 
 import shlex
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ PROBES = (
 
 
 class Found(NamedTuple):
-    results: list  # [(score, path)], best first
+    results: list  # [(score, path)], best first; a video scores as its best frame
     recall: str | None  # of an approximate search against the exact one, such as "recall@12 0.998"
+    times: dict  # {path of a video: seconds at which its best frame is shown}
 
 
 def find(
@@ -55,25 +57,27 @@ def find(
     unwanted = [model.encode_text([text]) for text in without]
     no_rows = wanted[0][:0]  # (0, Dt): torch.cat refuses an empty list
     query = combine(torch.cat(wanted), torch.cat([no_rows, *unwanted])).cpu()  # (1, Dt)
-    count = store.count()
+    count, most = store.frames()
     if not count:
         raise ValueError(f"{store.path}: holds no image that can be decoded")
     is_approximate = count > EXACT_ROWS if ann is None else ann
     where, recall = "1", None
     if is_approximate:
-        near, recall = approximate(store, query, min(top, count), model, quiet)
+        near, recall = approximate(store, query, min(top * most, count), model, quiet)
         where = f"id IN ({', '.join(map(str, near))})"
-    ids, rows = store.blobs("row", where)  # (N, Dt)
+    ids, rows = store.rows(where)  # (N, Dt)
     if rows.shape[1] != query.shape[1]:
         raise ValueError(
             f"{store.path}: damaged, width {rows.shape[1]} is not {query.shape[1]}; delete it and index again"
         )
-    return Found(_best(store, query, ids, rows, top), recall)
+    results, times = _best(store, query, ids, rows, top)
+    return Found(results, recall, times)
 
 
 def _best(store, query, ids, rows, top):
-    """[(score, path)] of the `top` rows (N, Dt) nearest to the query (1, Dt) whose file is still there. Says
-    how many better ones are gone; ValueError when all are."""
+    """([(score, path)], {path of a video: seconds}) of the `top` images and videos nearest to the query (1,
+    Dt), by their rows (N, Dt), whose file is still there. Says how many better ones are gone; ValueError when
+    all are."""
     from apps.search.nearest import top_k
 
     k = top
@@ -82,16 +86,19 @@ def _best(store, query, ids, rows, top):
         if not (scores.abs() < 1.01).all():  # NaN too: top_k ranks it first
             wrong = f"a cosine cannot be {scores[0, 0].item()}"
             raise ValueError(f"{store.path}: damaged, {wrong}; delete it and index again")
-        ranked = list(zip(scores[0].tolist(), store.paths([ids[i] for i in found[0]])))
-        results, gone = [], []
-        for score, path in ranked:
+        best = {}  # {id: (score, row)} of the best frame of each
+        for score, row in zip(scores[0].tolist(), found[0].tolist()):
+            best.setdefault(ids[row], (score, row))
+        results, gone, times = [], [], {}
+        for path, (number, (score, row)) in zip(store.paths(best), best.items()):
             if len(results) < top:
                 (results if path.exists() else gone).append((score, path))
-        if len(results) == top or len(ranked) == len(rows):
+                times[path] = store.time(number, row - bisect_left(ids, number))
+        if len(results) == top or k >= len(rows):
             break
         k *= 8
     store.report_gone([path for _, path in gone], len(results))
-    return results
+    return results, {path: time for path, time in times.items() if time is not None}
 
 
 def _check_model(store, model, run):
@@ -145,9 +152,10 @@ def _build(store, file, k, expansion, model, quiet):
 
     from apps.search.nearest import top_k
 
-    ids, rows = store.blobs("row")
+    ids, rows = store.rows()
     keys = torch.tensor(ids)
-    graph = Graph(ndim=rows.shape[1], metric="ip", dtype="f16", expansion_search=expansion)
+    options = dict(metric="ip", dtype="f16", expansion_search=expansion)
+    graph = Graph(ndim=rows.shape[1], multi=True, **options)  # a video has one key and several rows
     with tqdm(total=len(ids), desc="approximate index, made once", unit="", disable=quiet) as bar:
         for some, part in zip(keys.split(8192), rows.split(8192)):
             graph.add(some.numpy(), part.numpy())
@@ -158,7 +166,7 @@ def _build(store, file, k, expansion, model, quiet):
     exact = keys[top_k(probes, rows, k)[1]].tolist()  # (K, k)
     near = graph.search(probes.numpy(), k).keys.tolist()
     hits = sum(len(set(a) & set(b)) for a, b in zip(exact, near))
-    recall = f"recall@{k} {hits / (len(exact) * k):.3f}"
+    recall = f"recall@{k} {hits / sum(len(set(a)) for a in exact):.3f}"
     with store.db:
         store.put(ann=f"{times_of(file.stat())}\t{recall}")
     return recall

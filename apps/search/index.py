@@ -9,6 +9,7 @@ searched, and the next one continues and ends with the same rows in the same ord
 
 import logging
 import os
+from array import array
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -42,9 +43,11 @@ def update(
     quiet=True,
     exclude=(),
     follow_links=False,
+    frames=8,
 ):
-    """Make `file` the index of the images below `directory`, and return an Update. `exclude` and
-    `follow_links` are those of `walk` in models/dataset/folders.py.
+    """Make `file` the index of the images and videos below `directory`, and return an Update. `exclude` and
+    `follow_links` are those of `walk` in models/dataset/folders.py. Of each video `frames` frames are
+    indexed.
 
     Files that cannot be decoded are logged once and read again only when they change. Files that were moved
     or renamed are recognised by their content, and so is the folder itself. Raises ValueError for a folder
@@ -61,6 +64,10 @@ def update(
         raise ValueError(f"{directory}: no images in it {found}; an earlier index of it is kept")
     found = {os.fsencode(path): stamp(stat) for path, stat in walked.files.items()}
     with opened(file, create=True) as store:
+        with store.db:
+            if store.meta.get("frames", str(frames)) != str(frames):
+                store.forget_videos()
+            store.put(frames=str(frames))
         todo, same, gone = compare(store, root, found)
         trained = fingerprint(run)
         if todo or not trained or store.meta.get("trained") != trained:
@@ -73,7 +80,7 @@ def update(
                 store.put(complete="0", ann="")  # the approximate index holds other rows
             store.move(same, found)
         if todo:
-            add(store, root, todo, found, model, cache, batch_size, quiet)
+            add(store, root, todo, found, model, cache, batch_size, quiet, frames)
         with store.db:
             store.remove(gone)
             store.put(complete="1", run=place(run))  # the same model may be in another folder now
@@ -131,10 +138,10 @@ def _adopt(store, root, run, device, trained):
     return model, other
 
 
-def add(store, root, todo, found, model, cache, batch_size, quiet):
-    """Write the images `todo` to the index in batches. What cannot be decoded is logged, with no row."""
+def add(store, root, todo, found, model, cache, batch_size, quiet, frames):
+    """Write the images and videos `todo` to the index in batches. What cannot be decoded is logged, with no
+    row."""
     import torch
-    import torch.nn.functional as F
     from tqdm import tqdm
 
     from models.dataset import HEIC_NEEDS
@@ -142,17 +149,12 @@ def add(store, root, todo, found, model, cache, batch_size, quiet):
 
     # Sketches are of the tower's features: the predictor leaves out what captions do not mention.
     directions = torch.randn(model.vision.dim, SKETCH, generator=torch.Generator().manual_seed(0))
-    encoded = encode_files([root / os.fsdecode(path) for path in todo], model.vision, cache, batch_size)
+    paths = [root / os.fsdecode(path) for path in todo]
+    encoded = encode_files(paths, model.vision, cache, batch_size, frames=frames)
     with tqdm(total=len(todo), desc="images", unit="", disable=quiet) as bar:
         for start in range(0, len(todo), batch_size):
             batch = list(islice(encoded, batch_size))
-            rows = [file.row for file in batch if file.row is not None]
-            blobs = iter(())
-            if rows:
-                features = torch.stack(rows)  # (B, Dv)
-                predicted = model.predict(features).half().cpu()  # (B, Dt)
-                sketches = F.normalize(features @ directions, dim=-1).half()  # (B, SKETCH)
-                blobs = zip(predicted.numpy(), sketches.numpy())
+            blobs = _blobs([file for file in batch if file.row is not None], model, directions)
             with store.db:
                 for path, file in zip(todo[start : start + batch_size], batch):
                     kept, known = (None, None), (found[path], file.digest)
@@ -160,6 +162,23 @@ def add(store, root, todo, found, model, cache, batch_size, quiet):
                         log.warning("left out: %s", printable(file.error))
                         known = ("", None) if HEIC_NEEDS in file.error else known  # read again next time
                     else:
-                        kept = (blob.tobytes() for blob in next(blobs))
+                        kept = next(blobs)
                     store.write(path, *known, *kept)
             bar.update(len(batch))
+
+
+def _blobs(files, model, directions):
+    """Yield (row, sketch, times) as bytes for each Encoded, see Index.write. `directions` is (Dv, SKETCH)."""
+    import torch
+    import torch.nn.functional as F
+
+    from models.dataset import clip_times
+
+    if not files:
+        return
+    clips = [file.row[None] if file.frames is None else file.frames for file in files]
+    predicted = model.predict(torch.cat(clips)).half().cpu()  # (frames of all, Dt)
+    sketches = F.normalize(torch.stack([file.row for file in files]) @ directions, dim=-1).half()
+    for file, rows, sketch in zip(files, predicted.split([len(clip) for clip in clips]), sketches):
+        times = None if file.frames is None else array("d", clip_times(file.path, len(rows))).tobytes()
+        yield rows.numpy().tobytes(), sketch.numpy().tobytes(), times

@@ -1,10 +1,11 @@
-"""The index of a folder of images: one SQLite file with the embedding of each image.
+"""The index of a folder of images and videos: one SQLite file with the embedding of each image and of some
+frames of each video.
 
     with opened("index.sqlite", create=True) as store:
         todo, gone = store.compare("photos", {b"a.jpg": stamp("photos/a.jpg")})
         with store.db:                               # one transaction
             store.write(b"a.jpg", stamp, digest, row, sketch)
-        ids, rows = store.blobs("row")               # list of N int, (N, D) float16
+        ids, rows = store.rows()                     # list of N int, (N, D) float16
 
 Paths are bytes, relative to the folder. A stamp shows whether a file has changed without reading it. Where a
 stamp cannot, the SHA-256 of the content does.
@@ -14,6 +15,7 @@ import logging
 import os
 import shlex
 import sqlite3
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -22,16 +24,18 @@ from models.files import YOUNG, printable, relative, sha256
 
 log = logging.getLogger(__name__)
 DEFAULT = ".cache/search.sqlite"
-FORMAT = "vl-jepa search 2"
-OLD = "vl-jepa search 1"
-# An image that cannot be decoded has a stamp and no row. `digest` is the hex SHA-256.
+FORMAT = "vl-jepa search 3"
+OLD = ("vl-jepa search 1", "vl-jepa search 2")
+# An image that cannot be decoded has a stamp and no row. `digest` is the hex SHA-256. The row of a video is
+# those of its frames in a line, and `times` their times as float64; NULL for an image.
 SCHEMA = """CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB);
 CREATE TABLE images (id INTEGER PRIMARY KEY, path BLOB UNIQUE, stamp TEXT, digest TEXT, row BLOB,
-sketch BLOB);
+sketch BLOB, times BLOB);
 CREATE INDEX digests ON images (digest);"""
-UPSERT = """INSERT INTO images (path, stamp, digest, row, sketch) VALUES (?, ?, ?, ?, ?)
+UPSERT = """INSERT INTO images (path, stamp, digest, row, sketch, times) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET stamp = excluded.stamp, digest = excluded.digest, row = excluded.row,
-sketch = excluded.sketch"""
+sketch = excluded.sketch, times = excluded.times"""
+FRAMES = "CASE WHEN typeof(times) = 'blob' THEN max(1, length(times) / 8) ELSE 1 END"  # rows of an image
 
 
 def shown(path):
@@ -55,7 +59,7 @@ class Index:
     `root` the indexed folder, "" in a new index.
 
     Raises FileNotFoundError when there is no such file (unless `create`) and ValueError for a file of another
-    kind, for an index of format 1 and, unless `create`, for one in which nothing was ever indexed."""
+    kind, for an index of an older format and, unless `create`, for one in which nothing was ever indexed."""
 
     def __init__(self, path, create=False):
         self.path = Path(path)
@@ -88,7 +92,7 @@ class Index:
                 raise sqlite3.DatabaseError("it has other tables")
             pairs = self.db.execute("SELECT CAST(key AS TEXT), CAST(value AS BLOB) FROM meta")
             meta = {key: os.fsdecode(value or b"") for key, value in pairs}
-            if meta.get("format") not in (FORMAT, OLD):
+            if meta.get("format") not in (FORMAT, *OLD):
                 raise sqlite3.DatabaseError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
         except sqlite3.OperationalError:  # locked, read-only, full: no damage
             raise
@@ -97,7 +101,7 @@ class Index:
                 f"{self.path}: not an index of this program, or damaged ({error}); name another file with "
                 "--index, or delete it and index again"
             ) from None
-        if meta["format"] == OLD:
+        if meta["format"] in OLD:
             raise ValueError(f"{self.path}: an index of an older version; delete it and index again")
         return meta
 
@@ -150,13 +154,18 @@ class Index:
 
     def move(self, same, found):
         """Store each path of `same` {path: indexed path} with what is known of the indexed one."""
-        query = "SELECT digest, row, sketch FROM images WHERE path = ?"
+        query = "SELECT digest, row, sketch, times FROM images WHERE path = ?"
         for path, source in same.items():
             self.write(path, found[path], *self.db.execute(query, (source,)).fetchone())
 
-    def write(self, path, stamp, digest, row, sketch):
-        """Store an image in place of what is known of this path. `row` and `sketch` are bytes or None."""
-        self.db.execute(UPSERT, (path, stamp, digest, row, sketch))
+    def write(self, path, stamp, digest, row, sketch, times=None):
+        """Store an image or video in place of what is known of this path. `row`, `sketch` and `times` are
+        bytes or None."""
+        self.db.execute(UPSERT, (path, stamp, digest, row, sketch, times))
+
+    def forget_videos(self):
+        """Have all videos indexed again."""
+        self.db.execute("UPDATE images SET stamp = '', digest = NULL WHERE times IS NOT NULL")
 
     def clear(self):
         """Remove all images."""
@@ -211,26 +220,48 @@ class Index:
         log.warning("note: %s; %s", what, advice)
 
     def count(self):
-        """How many images have a row, that is, could be decoded."""
+        """How many images and videos have a row, that is, could be decoded."""
         return self.db.execute("SELECT count(*) FROM images WHERE typeof(row) = 'blob'").fetchone()[0]
 
-    def blobs(self, column, where="1"):
-        """(ids, (N, D) float16): `column` ("row" or "sketch") of all images that have one, by id.
-        `where` is SQL. ValueError for rows of several widths."""
+    def frames(self):
+        """(how many rows there are, the most of one video)."""
+        query = f"SELECT total({FRAMES}), max({FRAMES}) FROM images WHERE typeof(row) = 'blob'"
+        total, most = self.db.execute(query).fetchone()
+        return int(total), most or 1
+
+    def time(self, number, frame):
+        """The time of a frame of a video, in seconds; None for an image."""
+        (times,) = self.db.execute("SELECT times FROM images WHERE id = ?", (number,)).fetchone()
+        if not isinstance(times, bytes) or len(times) < 8 * (frame + 1):
+            return None
+        return struct.unpack_from("d", times, 8 * frame)[0]
+
+    def rows(self, where="1"):
+        """(ids, (N, D) float16): the rows of all images and of the frames of all videos, by id. `where` is
+        SQL. ValueError for rows of several widths."""
+        return self._blobs("row", FRAMES, where)
+
+    def sketches(self, where="1"):
+        """(ids, (N, D) float16): one sketch for each image and video, by id, as `rows`."""
+        return self._blobs("sketch", "1", where)
+
+    def _blobs(self, column, frames, where):
         import torch
 
         chosen = f"FROM images WHERE typeof({column}) = 'blob' AND {where}"
-        count, width = self.db.execute(f"SELECT count(*), max(length({column})) {chosen}").fetchone()
+        query = f"SELECT count(*), total({frames}), max(length({column}) / {frames}) {chosen}"
+        count, total, width = self.db.execute(query).fetchone()
         if not count:
             return [], torch.empty(0, 1, dtype=torch.float16)
         ids = []
-        flat = bytearray(count * width)
-        for number, blob in self.db.execute(f"SELECT id, {column} {chosen} ORDER BY id LIMIT {count}"):
-            if len(blob) != width or width % 2:
+        flat = bytearray(int(total) * width)
+        query = f"SELECT id, {frames}, {column} {chosen} ORDER BY id LIMIT {count}"
+        for number, rows, blob in self.db.execute(query):
+            if len(blob) != rows * width or width % 2:
                 sizes = f"image {number} has {len(blob)} bytes, another {width}"
                 raise ValueError(f"{self.path}: damaged, {sizes}; delete it and index again")
-            flat[len(ids) * width : (len(ids) + 1) * width] = blob
-            ids.append(number)
+            flat[len(ids) * width : (len(ids) + rows) * width] = blob
+            ids += [number] * rows
         del flat[len(ids) * width :]  # another program may have deleted some in between
         return ids, torch.frombuffer(flat, dtype=torch.float16).view(len(ids), -1)
 

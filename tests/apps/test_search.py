@@ -26,10 +26,11 @@ from apps.search.find import combine, find
 from apps.search.index import update
 from apps.search.sheets import grid, link_to
 from apps.search.store import opened
-from models.dataset import open_image
+from models.dataset import frame_at, open_image
 from models.files import YOUNG, relative, stamp, times_of
 from models.vljepa import VLJEPA
 from tests.conftest import ROOT, write_csv
+from tests.models.test_clips import write
 
 DATA = Path(find_spec("skimage").submodule_search_locations[0], "data")
 PHOTOS = {
@@ -74,6 +75,7 @@ class World:
         shutil.copy(self.index, folder)
         shutil.copy(self.cache, folder)
         world = World(folder, self.run)
+        world.model = self.model
         edit(world.index, "UPDATE meta SET value = ? WHERE key = 'root'", os.fsencode(world.photos))
         for path in column(world.index, "path"):
             mark = stamp(world.photos / path)
@@ -534,7 +536,7 @@ def test_approximate_search_agrees_with_exact_follows_the_index_and_scales(place
     for damage in (None, None, b"\x00" * 5000):  # built, mapped, never mapped when somebody else wrote it
         if damage:
             graph.write_bytes(damage)
-        near, recall = place.find("a cat", ann=True)
+        near, recall, _ = place.find("a cat", ann=True)
         assert [path for _, path in near] == [path for _, path in exact] and recall == "recall@8 1.000"
         assert [score for score, _ in near] == pytest.approx([score for score, _ in exact], abs=1e-4)
     next(place.photos.rglob("chelsea.jpg")).rename(place.photos / "moved.jpg")
@@ -721,3 +723,65 @@ def test_wrong_usage_exits_with_2(flags):
     with pytest.raises(SystemExit) as stopped:
         search.main(flags.split())
     assert stopped.value.code == 2
+
+
+# Videos
+
+
+FILMED = ("coffee", "coins", "two words/chelsea")
+
+
+@pytest.fixture
+def filmed(place, loaded):
+    """`place` with two videos in place of three photographs: of all three, for two seconds each, and of a
+    cat."""
+    photos = [open_image(place.photos / f"{name}.jpg").resize((224, 224)) for name in FILMED]
+    write(place.photos / "cuts.mkv", [photo for photo in photos for _ in range(20)])
+    write(place.photos / "cat.mkv", [photos[2]] * 10)
+    for name in FILMED:
+        (place.photos / f"{name}.jpg").unlink()
+    assert place.update() == (7, 0, 2, 0, 3)
+    return place
+
+
+@pytest.mark.parametrize(("name", "first"), [("coffee.png", 0), ("coins.png", 2)])
+def test_video_is_found_once_at_its_best_frame(filmed, name, first):
+    results, _, times = filmed.find(PHOTOS[name])
+    (score, path), *_ = results
+    assert path.name == "cuts.mkv" and first <= times[path] < first + 2
+    assert len({path for _, path in results}) == len(results) == 7
+    row = filmed.model.encode_image(frame_at(path, times[path]))
+    assert score == pytest.approx((row @ filmed.model.encode_text(PHOTOS[name]).T).item(), abs=2e-3)
+    assert {path.name for _, path in filmed.find("a cat", top=2).results} == {"cuts.mkv", "cat.mkv"}
+
+
+def test_time_of_a_video_is_told_and_the_sheets_show_its_frame(filmed, capsys):
+    page, sheet = filmed.root / "a.html", filmed.root / "a.png"
+    flags = (PHOTOS["coins.png"], "--top", 1, "--json", "--html", page, "--grid", sheet)
+    assert filmed.search("find", *flags) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["path"].endswith("cuts.mkv") and 2 <= entry["time"] < 4
+    assert f"cuts.mkv at {entry['time']:.1f} s" in page.read_text()
+    frame = frame_at(filmed.photos / "cuts.mkv", 3)  # of the coins
+    tile = Image.open(sheet).crop((16 + 16, 48 + 16, 16 + 240, 48 + 240))
+    assert tile.tobytes() == frame.tobytes()
+
+
+def test_another_number_of_frames_indexes_videos_alone_again(filmed):
+    options = (filmed.photos, filmed.index, filmed.run, "cpu", filmed.cache)
+    assert update(*options)[1:] == (7, 0, 0, 0, 0)
+    assert update(*options, frames=3)[1:] == (7, 0, 2, 0, 0)
+    with opened(filmed.index) as store:
+        assert store.frames() == (5 + 2 * 3, 3) and len(store.rows()[0]) == 11 and store.count() == 7
+
+
+def test_approximate_search_gives_each_video_once(filmed):
+    pytest.importorskip("usearch")
+    exact, near = filmed.find("a cat"), filmed.find("a cat", ann=True)
+    assert exact.results == near.results and exact.times == near.times and near.recall.endswith("1.000")
+
+
+def test_damaged_video_is_named_and_counted(filmed, caplog):
+    cut = filmed.photos / "cuts.mkv"
+    cut.write_bytes(cut.read_bytes()[:300])
+    assert filmed.update() == (6, 1, 1, 0, 0) and str(cut) in caplog.text
