@@ -266,7 +266,7 @@ def encode(args, model, dataset, **options):
     """The Features of a VisionTextDataset."""
     from models.features import encode_archive
 
-    options |= dict(quiet=args.quiet, frames=args.frames)
+    options |= dict(quiet=args.quiet, frames=args.frames or model.frames)
     return encode_archive(dataset, model.vision, model.text, args.cache, **options)
 
 

@@ -35,11 +35,12 @@ RECIPES["answer"] = RECIPES["retrieval"]  # with --questions
 
 def flags():
     """The parser of the command line. The flags of training have no default: `--recipe` sets them."""
-    from models.script import add_quiet, parser
+    from models.script import add_frames, add_quiet, parser
 
     p = parser("train.py", __doc__)
     switch = argparse.BooleanOptionalAction
-    add = p.add_argument_group("data").add_argument
+    group = p.add_argument_group("data")
+    add = group.add_argument
     add("--csv", default="unique_caption.csv", help="captions file (default %(default)s)")
     add("--images", default="my_image_archive", help="folder of the images (default %(default)s)")
     add("--image-column", default="image_name", help="column of image names (default %(default)s)")
@@ -51,7 +52,7 @@ def flags():
     add("--skip-bad", action=switch, default=False, help="leave out images and lines that cannot be used")
     add("--follow-links", action=switch, default=False, help="read images behind links out of the folder")
     add("--val-fraction", type=float, default=0.1, help="share of images held out (default %(default)s)")
-    add("--frames", type=int, default=8, help="frames that a video is read as (default %(default)s)")
+    add_frames(group, 8)
     add("--views", type=int, default=0, help="augmented views to train on, per image (default %(default)s)")
     add("--cache", default=".cache/features.sqlite", help="file of the towers' outputs (default %(default)s)")
     add = p.add_argument_group("model").add_argument
@@ -95,7 +96,7 @@ def parse(argv):
     recipe = RECIPES[p.parse_args(argv).recipe]
     p.set_defaults(**vars(p.parse_args(recipe.split())))
     args = p.parse_args(argv)
-    for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers", "frames"):
+    for name in ("epochs", "batch_size", "hidden", "members", "encode_batch", "workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
     if args.views < 0 or (args.views and args.shards):

@@ -38,6 +38,7 @@ class Exported:
     encode_image = VLJEPA.encode_image
     encode_text = VLJEPA.encode_text
     classify = VLJEPA.classify
+    frames = VLJEPA.frames
 
     def __init__(self, path, device="cpu"):
         """`device` is that of the text tower; ONNX Runtime stays on the CPU. Raises FileNotFoundError when

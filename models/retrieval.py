@@ -37,6 +37,7 @@ def banks(model, cache, quiet):
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
     options = {name: recipe.get(name, False) for name in ("caption_lists", "follow_links")}
     dataset = VisionTextDataset(*where, only=trained_on, **options)
-    features = encode_archive(dataset, model.vision, model.text, cache, quiet=quiet)
+    options = dict(quiet=quiet, frames=model.frames)
+    features = encode_archive(dataset, model.vision, model.text, cache, **options)
     text = model.project_text(features.text).cpu()
     return dict(image_bank=model.predict(features.image).cpu(), text_bank=text)

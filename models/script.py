@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 
+MOST_FRAMES = 65535  # of a video: a key of the feature cache has 16 bits for them
 OWN = ("models", "apps", "tools")  # packages of this project: one that is missing is a bug
 
 
@@ -47,16 +48,15 @@ def add_follow_links(arguments):
     arguments.add_argument("--follow-links", action=switch, default=False, help=what)
 
 
-def add_frames(arguments):
-    """Add --frames."""
-    what = "frames that a video is read as, evenly spaced (default %(default)s)"
-    arguments.add_argument("--frames", type=positive, default=8, help=what, metavar="N")
+def add_frames(arguments, default=None):
+    """Add --frames; without a default, it is that of the run."""
+    what = f"frames that a video is read as, evenly spaced (default: {default or 'as in training'})"
+    arguments.add_argument("--frames", type=_frames, default=default, help=what, metavar="N")
 
 
-def positive(text):
-    """A number of 1 or more, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+def _frames(text):
+    if not 1 <= int(text) <= MOST_FRAMES:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 to {MOST_FRAMES:,}")
     return int(text)
 
 

@@ -26,6 +26,7 @@ from models.features import encode_ahead, encode_texts
 from models.features.shards import open_shards
 from models.features.tars import expand
 from models.predictor import Predictor, QueryPredictor
+from models.script import MOST_FRAMES
 from models.text import TEXT_ENCODERS, TextEncoder
 from models.vision import VISION_ENCODERS, VisionEncoder
 from models.zeroshot import class_embeddings, classify
@@ -108,11 +109,12 @@ class VLJEPA(nn.Module, ModelHubMixin):
         parameters = sum(p.numel() for p in self.predictor.parameters())
         return ModelCard(report.card(self.config, self.record, parameters, results))
 
-    def encode_image(self, images, frames=FRAMES):
+    def encode_image(self, images, frames=None):
         """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows. Of the
-        path of a video, the mean over `frames` frames of what the tower gives is predicted from."""
+        path of a video, the mean over `frames` frames of what the tower gives is predicted from; by default
+        as many as it was trained with."""
         if not isinstance(images, torch.Tensor):
-            return self.predict(_features(self.vision, _as_list(images), frames))
+            return self.predict(_features(self.vision, _as_list(images), frames or self.frames))
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
@@ -152,13 +154,13 @@ class VLJEPA(nn.Module, ModelHubMixin):
         found = [row[0] for row in found] if isinstance(questions, str) else found
         return found[0] if _is_one(images) else found
 
-    def answer_scores(self, images, questions, candidates=None, frames=FRAMES):
+    def answer_scores(self, images, questions, candidates=None, frames=None):
         """(B, K, A) float32: the cosine of the answer that is predicted for each of B images and K questions
         with each of A candidates, by default the answers that it was trained on, the most frequent first. A
         video is asked about by the means over its frames, see `encode_image`.
         ValueError for a run that was trained without questions."""
         self.check_answers()
-        image, places = _features(self.vision, _as_list(images), frames, places=True)
+        image, places = _features(self.vision, _as_list(images), frames or self.frames, places=True)
         asked = self._plain_text(questions)  # (K, Dt)
         answers = self._plain_text(list(candidates)) if candidates else self._answers
         b, k = len(image), len(asked)
@@ -171,7 +173,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
         """(K, P) float32 that sums to 1: where it looks for each of K questions about one image. P places
         are a square grid, row by row, over what the image tower sees. Raises as `answer_scores` does."""
         self.check_answers()
-        _, places = _features(self.vision, [image], places=True)
+        _, places = _features(self.vision, [image], self.frames, places=True)
         asked = self._plain_text(questions).to(self.device)
         with torch.no_grad():
             places = places.to(self.device).expand(len(asked), -1, -1)
@@ -224,6 +226,14 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @property
     def recipe(self):
         return self._private[0] if self._private else self.config["recipe"]
+
+    @property
+    def frames(self):
+        """How many frames a video was read as in training. ValueError for a config that says nonsense."""
+        frames = self.recipe.get("frames", FRAMES)
+        if type(frames) is not int or not 1 <= frames <= MOST_FRAMES:
+            raise ValueError(f"{runs.CONFIG}: frames is {frames!r}; it is 1 to {MOST_FRAMES:,}")
+        return frames
 
     @property
     def knows_training_images(self):
@@ -333,7 +343,7 @@ def _shard_captions(recipe, data):
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
-def _features(vision, images, frames=FRAMES, places=False):
+def _features(vision, images, frames, places=False):
     """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead; with `places` a pair of these
     and (B, P, Dp)."""
     rows = []

@@ -184,7 +184,7 @@ def predict(args, model, files):
     from models.features import encode_files
 
     read, rows = [], []
-    for encoded in encode_files(files, model.vision, args.cache):
+    for encoded in encode_files(files, model.vision, args.cache, frames=model.frames):
         if encoded.row is None:
             print(f"decode: {encoded.error}", file=sys.stderr)
         else:
@@ -232,7 +232,8 @@ def score(args, model):
     dataset = images_to_score(args, model)
     decoder = load_decoder(args, model)
     captions, memory = model.captions(args.cache)
-    features = encode_archive(dataset, model.vision, model.text, args.cache, quiet=args.quiet)
+    options = dict(quiet=args.quiet, frames=model.frames)
+    features = encode_archive(dataset, model.vision, model.text, args.cache, **options)
     predicted = model.predict(features.image).cpu()  # (N, Dt)
     references = [[] for _ in dataset.image_names]
     for text, image in zip(dataset.captions, dataset.image_of):

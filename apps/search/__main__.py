@@ -36,7 +36,7 @@ def parse(argv):
     what = "folder of images, videos and folders; hidden ones, system files and links are left out"
     c.add_argument("dir", help=what, metavar="DIR")
     script.add_folder_flags(c)
-    script.add_frames(c)
+    script.add_frames(c, 8)
     cache = "features that train.py and this share (default %(default)s)"
     c.add_argument("--cache", default=CACHE, help=cache, metavar="FILE")
     c.add_argument("--batch-size", type=int, default=32, help="images per transaction (default %(default)s)")
