@@ -50,8 +50,8 @@ def parse(argv):
         type=float,
         const=math.nan,
         metavar="SCORE",
-        help="say none of these where the best label or answer scores less (without SCORE: where the run was "
-        "right less than nine times in ten on held-out images)",
+        help="say none of these where the best label or answer scores less (without SCORE: than the score "
+        "from which nine in ten held-out pairs of image and caption, or answers, are right)",
     )
     add("--classes", help="folder of class folders: zero-shot accuracy and a confusion matrix", metavar="DIR")
     add("--classnames", help="a text file of lines `folder name` for --classes", metavar="FILE")
@@ -104,6 +104,8 @@ def parse(argv):
         )
     for flag in ("labels", "ask", "answers"):
         for value in getattr(args, flag) or ():
+            if not value.strip():
+                p.error(f"--{flag}: one of them is empty")
             if Path(value).is_file():
                 p.error(f"--{flag} {value}: this is a file; put the images before --{flag}")
     if args.onnx and (args.ask or args.questions):
@@ -143,14 +145,14 @@ def answer(args, model):
 
 def least_of(args, model, key):
     """The score below which the best candidate is rejected: minus infinity without --reject."""
-    from models.rejection import NONE, least_score
+    from models.rejection import NONE, WHAT, least_score
 
     if args.reject is None:
         return -math.inf
     if not math.isnan(args.reject):
         return args.reject
     least = least_score(model.record, key, args.run)
-    print(f"--reject: {NONE} below {least:.2f}, from which on nine in ten held-out choices were right")
+    print(f"--reject: {NONE} below {least:.2f}; nine in ten held-out {WHAT[key]} from there on are right")
     return least
 
 

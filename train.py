@@ -1,7 +1,7 @@
 """Train the predictor on a captions CSV and a folder of images.
 
     python train.py                                              the archive in this repository, on a CPU
-    python train.py --csv mine.csv --images photos --recipe retrieval         your own photos, the best recipe
+    python train.py --csv mine.csv --images photos --recipe retrieval         your own photos
     torchrun --nproc_per_node=2 -- train.py --shards 'cc3m-{00000..00331}.tar'     several processes, tars
 
 The frozen towers run once per image and once per caption (models/features/); after that an epoch is tensor
@@ -65,8 +65,8 @@ def flags():
     add("--text-head", choices=TEXT_HEADS, help="what is trained on the captions' side")
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
-    recipe_help = "classic: as documented; retrieval: the best for captions; views: better and slower, for "
-    recipe_help += "thousands of photos; answer: for questions"
+    recipe_help = "classic: the documented first run; retrieval: hundreds of photos; views: thousands, and "
+    recipe_help += "slower; answer: questions"
     add("--recipe", choices=RECIPES, default="classic", help=recipe_help)
     add("--loss", choices=("cosine", "info_nce", "sigmoid"), help="models/losses.py")
     add("--epochs", type=int, help="passes over the captions")

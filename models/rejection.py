@@ -13,8 +13,10 @@ import torch
 from models.metrics import FEW
 
 NONE = "none of these"
+# What the thresholds that a model stores are learned from.
+WHAT = dict(reject="pairs of an image and a caption", reject_answers="answers")
 PRECISION = 0.9
-POINTS = 20  # of the stored curve
+POINTS = 20  # of the stored curve, and the threshold
 
 
 def pairs(predicted, text, image_of):
@@ -43,6 +45,7 @@ def threshold(scores, right):
     if len(enough):
         found |= dict(threshold=scores[enough[-1]].item(), kept=int(kept[enough[-1]]))
     at = torch.linspace(0, len(scores) - 1, min(POINTS, len(scores))).round().long()
+    at = torch.cat([at, enough[-1:]]).unique()  # the threshold is a point of the curve
     points = zip(scores[at], precision[at], kept[at] / len(scores))
     return found | dict(curve=[[round(float(value), 4) for value in point] for point in points])
 
@@ -67,5 +70,6 @@ def least_score(record, key, folder):
     stored = (record.get("held_out") or {}).get(key)
     reason = "no image was held out to learn from which score it is right"
     if stored:
-        reason = f"at no score are {PRECISION:.0%} of {FEW} or more of {stored['of']} held-out choices right"
+        most = f"of {stored['of']} held-out {WHAT[key]}"
+        reason = f"no score has {FEW} or more {most} above it of which {PRECISION:.0%} are right"
     raise ValueError(f"{folder}: {reason}; give a score yourself, such as 0.4")

@@ -9,15 +9,9 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
 import eval as evaluate
 import train
-from models.dataset import VisionTextDataset
-from models.predictor import Predictor
-from models.text import TextEncoder
-from models.vision import VisionEncoder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,11 +69,8 @@ def test_clip_imports_no_library_of_towers(clip_cache):
 
 
 def test_training_loop_runs_as_written(place, clip):
-    public = (VisionEncoder, TextEncoder, Predictor, VisionTextDataset, DataLoader)
-    names = {name.__name__: name for name in public} | dict(torch=torch, device="cpu")
-    (loop,) = LOOPS
+    (loop,), names = LOOPS, {}
     exec(loop, names)  # noqa: S102
-    names["loss"].backward()
     assert names["vision_emb"].shape == (len(NAMES), 512) and names["text_emb"].shape == (len(NAMES), 384)
     assert all(parameter.grad.abs().sum() > 0 for parameter in names["predictor"].parameters())
 

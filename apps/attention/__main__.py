@@ -34,6 +34,8 @@ def parse(argv):
         p.error("--ask QUESTION: give IMAGE before it, and no TEXT")
     if bool(args.image and (args.texts or args.ask)) == bool(args.pointing):
         p.error("give IMAGE and one TEXT or more, or IMAGE and --ask, or --pointing JSON alone")
+    if not all(text.strip() for text in [*args.texts, *(args.ask or ())]):
+        p.error("a text is empty")
     if not args.out.lower().endswith(".png"):
         p.error(f"--out {args.out}: give a name that ends in .png")
     if args.image and Path(args.out).exists() and Path(args.out).samefile(args.image):

@@ -75,6 +75,7 @@ def draw(image, panels, path):
     for axis in axes:
         axis.imshow(veil, cmap="gray", vmin=0, vmax=1, alpha=0.85)
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=list(axes), label=unit, shrink=0.8)
+    bar = figure.colorbar(shown, ax=list(axes), label=unit, shrink=0.8)
+    bar.ax.set_ylim(min(0.0, float(maps.nan_to_num().min())), top)
     with replacing(path) as new:
         figure.savefig(new, dpi=100, format="png")

@@ -141,13 +141,15 @@ class FeatureCache:
 
     def file_digests(self, paths, stamps, workers=None, progress=None):
         """The SHA-256 of each file, 32 bytes, or None for one that cannot be read. A file is read only when
-        its stamp has changed since the last look. `progress(n)` is called after every n files read."""
+        its stamp has changed since the last look. `progress(n)` is called after every n files."""
         names = [os.fsencode(path) for path in paths]
         known = [self._known_file(name) for name in names]
         digests = []
         for stamp, (stat, digest) in zip(stamps, known):
             digests.append(digest if stat == stamp and isinstance(digest, bytes) else None)
         new = [i for i, digest in enumerate(digests) if digest is None]
+        if progress:
+            progress(len(digests) - len(new))
         with ThreadPoolExecutor(workers) as pool:
             for batch in batched(new, 256):
                 for i, digest in zip(batch, pool.map(_digest, [paths[i] for i in batch])):
