@@ -61,7 +61,7 @@ def writer(model, words, decoder, cache):
     if words == "nearest":
         texts, text = model.captions(cache)
         return partial(_nearest, texts, text), f"the nearest of {len(texts)} training captions, right or not"
-    loaded = Decoder.load(decoder, model.device, model.text.sha256)
+    loaded = Decoder.load(decoder, model.device, model.text_space)
     return partial(_decoded, loaded, model), f"written by {decoder}"
 
 
