@@ -48,9 +48,14 @@ class Loaded:
 
     @cached_property
     def writer(self):
-        """Rows (S, Dt) -> S pairs (cosine, words): of the decoder, without one the nearest captions."""
+        """Rows (S, Dt) -> S pairs (cosine, words): of the decoder, without one the nearest captions. Of a
+        shared model, which has neither, the words say so."""
         words = "nearest" if self.decoder is None else "decoder"
-        return writer(self.model, words, Path(self.run, "decoder"), self.cache)[0]
+        try:
+            return writer(self.model, words, Path(self.run, "decoder"), self.cache)[0]
+        except ValueError as error:
+            reason = f"no words: {error}"
+            return lambda rows: [(0.0, reason)] * len(rows)
 
     def nearest(self, row, count=5):
         """[(text, cosine)] of the training captions nearest to an embedding (Dt,), best first."""

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from apps.page import html
 from apps.page.tabs import Look, Search, Watch
 
+FOLDER = "GRADIO_TEMP_DIR"  # where Gradio looks up its folder
 KEPT = 900  # seconds after which a file that was sent, and a picture that was made, is deleted
 MEGABYTES = 100  # of a file that is sent
 WAITING = 64  # requests in the queue; more are refused
@@ -67,8 +68,7 @@ def serving(loaded, host="127.0.0.1", port=7860, video=None, megabytes=MEGABYTES
 
     What visitors send, and the pictures that are made for them, is in one temporary folder. A file is deleted
     after `kept` seconds, and all of them when the block ends. OSError for a port that is taken."""
-    with tempfile.TemporaryDirectory(prefix="vl-jepa-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    with _temporary_folder():
         page = build(loaded, video, kept)
         _, url, _ = page.launch(
             server_name=host,
@@ -91,4 +91,18 @@ def serving(loaded, host="127.0.0.1", port=7860, video=None, megabytes=MEGABYTES
         try:
             yield url
         finally:
-            page.close()
+            page.close(verbose=False)
+
+
+@contextmanager
+def _temporary_folder():
+    """A new folder for all files of Gradio, deleted at the end."""
+    before = os.environ.get(FOLDER)
+    with tempfile.TemporaryDirectory(prefix="vl-jepa-page-") as folder:
+        os.environ[FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
+            if before:
+                os.environ[FOLDER] = before

@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -59,6 +61,8 @@ def status(url):
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
+    except urllib.error.URLError:
+        return None  # nobody listens there
 
 
 def upload(site, name, data):
@@ -266,6 +270,39 @@ def test_uploads_are_deleted_in_time_and_at_the_end(page_loaded, site):
         draw_shape("red", "line").save(left := folder / "left.jpg")
     assert not left.exists() and not folder.exists()
     assert open_image(site.images / site.image)
+
+
+def printed(name):
+    """The block of docs/page.md that is the file `name`."""
+    text = (ROOT / "docs" / "page.md").read_text("utf-8")
+    (block,) = re.findall(rf"^```python {name}\n(.*?)^```", text, re.M | re.S)
+    return block
+
+
+def test_client_runs_as_printed(site, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(printed("client.py").replace("http://127.0.0.1:7860", site.url), {})  # noqa: S102
+    assert "people" in capsys.readouterr().out
+
+
+def test_space_runs_as_printed(page_loaded, site, tmp_path):
+    (tmp_path / "app.py").write_text(printed("app.py"), "utf-8")
+    shutil.copytree(site.images, tmp_path / "photos")
+    page_loaded.model.save_pretrained(tmp_path / "model")
+    env = os.environ | dict(PYTHONPATH=str(ROOT), GRADIO_SERVER_PORT="7898", TMPDIR=str(tmp_path))
+    with subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path, env=env) as server:
+        try:
+            while status("http://127.0.0.1:7898") != 200:
+                with pytest.raises(subprocess.TimeoutExpired):  # or it has ended
+                    server.wait(0.2)
+            client = gradio_client.Client("http://127.0.0.1:7898", verbose=False)
+            found = client.predict("a red ellipse", "", "", None, 0, 3, api_name="/search")[0]
+            assert len(found["results"]) == 3
+            video = gradio_client.handle_file(site.video)
+            seen = client.predict(video, api_name="/watch")[0]
+            assert "no words" in seen["selective"][0]["words"]  # a shared model has no captions
+        finally:
+            server.terminate()
 
 
 def test_page_without_gradio_says_what_to_install(monkeypatch, capsys):

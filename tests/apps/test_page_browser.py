@@ -92,7 +92,10 @@ def words(bar):
 
 
 def said(page):
-    """The text of the error that is shown."""
+    """The text of the error that is shown, once it has faded in."""
+    toast = "getComputedStyle(document.querySelector('[data-testid=toast-body]'))"
+    page.get_by_test_id("toast-body").first.wait_for()
+    page.wait_for_function(f"{toast}.opacity === '1'")
     return page.get_by_test_id("toast-body").first.inner_text()
 
 
