@@ -1,6 +1,7 @@
 """train.py and eval.py on videos among images."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -76,3 +77,38 @@ def test_scores_of_a_video_are_those_of_its_frames_averaged(mixed):
     torch.testing.assert_close(model.encode_image(clip, frames=8), model.predict(mean), rtol=0, atol=1e-6)
     (entry,) = result(folder, clip, "--run", run(mixed), "--ask", "What color is it?")
     assert entry["answer"] == model.answer(clip, "What color is it?")
+
+
+def test_clips_in_class_folders_are_classified(mixed):
+    folder, _ = mixed
+    for path in (folder / "shapes" / "images").iterdir():
+        color = path.stem.partition("-")[0]
+        (folder / "classes" / color).mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".mkv" or color == "red":
+            shutil.copy(path, folder / "classes" / color)
+    result(folder, "--classes", folder / "classes", "--run", run(mixed), "--cache", folder / "f.sqlite")
+    clip = next((folder / "classes").rglob("*.mkv"))
+    clip.write_bytes(clip.read_bytes()[:200])
+    flags = ["--classes", folder / "classes", "--run", run(mixed), "--cache", folder / "f.sqlite"]
+    assert evaluate.main(list(map(str, flags))) == 1
+    assert evaluate.main([*map(str, flags), "--skip-bad"]) == 0
+
+
+def test_damaged_clip_does_not_lose_the_other_answers(mixed, tmp_path, caplog):
+    folder, _ = mixed
+    clip = folder / "shapes" / "images" / "red-ellipse.mkv"
+    (tmp_path / "cut.mkv").write_bytes(clip.read_bytes()[:200])
+    shutil.copy(clip, tmp_path / "whole.mkv")
+    flags = [tmp_path, "--run", run(mixed), "--labels", "red", "blue", "--json", folder / "r.json"]
+    assert evaluate.main(list(map(str, flags))) == 1
+    cut, whole = json.loads((folder / "r.json").read_text())
+    assert str(tmp_path / "cut.mkv") in cut["error"] and whole["prediction"] in ("red", "blue")
+    assert "2 files seen = 0 images + 2 videos" in caplog.text
+
+
+@pytest.mark.parametrize("frames", ["0", "65536", "x"])
+def test_number_of_frames_is_checked(mixed, frames, capsys):
+    for main in (train.main, evaluate.main):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--frames", frames])
+        assert "--frames" in capsys.readouterr().err

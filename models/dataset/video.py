@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .display import HDR, look_of, picture
+from .images import MAX_PIXELS
 from .live import HEAD, PIPED, Gaps, Pipe, camera
 
 MAX_HOLD = 3600.0  # seconds one frame may last; more is a broken clock, and would give millions of copies
@@ -134,6 +135,11 @@ class _Reader:
             raise ValueError(f"{name}: it has no frames, only: {found}")
         if streams[0].codec_context is None:
             raise ValueError(f"{name}: FFmpeg knows no decoder for its pictures")
+        width, height = streams[0].codec_context.width, streams[0].codec_context.height
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{name}: frames of {width} x {height} are over the limit of {MAX_PIXELS:,} pixels"
+            )
         report.streams = len(streams)
         self.video, self.stream = video, streams[0]
         self.name, self.report, self.skip_bad = name, report, skip_bad

@@ -99,6 +99,13 @@ def test_video_without_a_declared_length_is_read_to_its_end(tmp_path):
     ]
 
 
+def test_frames_over_the_limit_of_pixels_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mkv", moving(3))
+    monkeypatch.setattr("models.dataset.video.MAX_PIXELS", 48 * 32 - 1)
+    with pytest.raises(ValueError, match=rf"{path}: frames of 48 x 32 are over"):
+        open_frames(path)
+
+
 def test_video_is_told_by_its_content(tmp_path):
     for kind, (codec, *more) in KINDS.items():
         assert is_video(write(tmp_path / kind, moving(30), codec, *more)), kind

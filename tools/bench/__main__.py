@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from models import script
 
-from . import kernels, timing, towers, whole
+from . import kernels, timing, towers, videos, whole
 
 ROWS = dict(
     kernels=kernels.kernels,
@@ -28,6 +28,7 @@ ROWS = dict(
     search=whole.search,
     shards=whole.shards,
     loop=whole.loop,
+    videos=videos.videos,
 )
 
 
