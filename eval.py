@@ -268,7 +268,7 @@ def encode(args, model, dataset, **options):
     """The Features of a VisionTextDataset."""
     from models.features import encode_archive
 
-    options |= dict(quiet=args.quiet, frames=args.frames or model.frames)
+    options |= dict(quiet=args.quiet, frames=args.frames or model.frames, in_order=model.reads_order)
     return encode_archive(dataset, model.vision, model.text, args.cache, **options)
 
 

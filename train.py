@@ -63,6 +63,8 @@ def flags():
     add("--dropout", type=float, help="share of hidden units dropped in training, 0 to 1")
     add("--input-dropout", type=float, help="share of input features dropped in training, 0 to 1")
     add("--text-head", choices=TEXT_HEADS, help="what is trained on the captions' side")
+    time_help = "read a video's mean, or also how it changes from frame to frame (default %(default)s)"
+    add("--time", choices=("mean", "change"), default="mean", help=time_help)
     add("--standardise", action=switch, help="scale every input feature to mean 0, deviation 1 first")
     add = p.add_argument_group("training (defaults: what --recipe sets)").add_argument
     recipe_help = "classic: the documented first run; retrieval: hundreds of photos; views: thousands, and "
@@ -119,25 +121,20 @@ def build(args, data, device):
     from models.predictor import KNOWN, Predictor, QueryPredictor
 
     torch.manual_seed(args.seed)
-    sizes = (
-        data.image.shape[1],
-        data.answer.shape[1] if data.questions else data.text.shape[1],
-        args.hidden,
-        args.dropout,
-        args.input_dropout,
-        args.members,
-    )
+    dims = data.image.shape[-1], (data.answer if data.questions else data.text).shape[1]
+    sizes = (*dims, args.hidden, args.dropout, args.input_dropout, args.members)
+    ends = dict(text_head=args.text_head, time=args.time)
     every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
     some = data.image[::every].to(device)
     if data.questions:
         known = min(len(data.questions.texts), KNOWN)
         has_captions = len(data.text) > 0
-        query = QueryPredictor(*sizes, data.places.shape[2], known, has_captions, args.text_head).to(device)
+        query = QueryPredictor(*sizes, data.places.shape[2], known, has_captions, **ends).to(device)
         asked = data.questions.rows[: len(data.questions.texts)]
         query.standardise(some, data.places, asked)
         predictor, captions = query, query.captions
     else:
-        predictor = captions = Predictor(*sizes, args.text_head).to(device)
+        predictor = captions = Predictor(*sizes, **ends).to(device)
     if args.standardise and captions:
         captions.standardise(some)
     start = losses.LOSSES[args.loss]

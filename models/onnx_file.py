@@ -35,6 +35,7 @@ class Exported:
     is an ExportedTower, whose rows are predictions already."""
 
     knows_training_images = False
+    reads_order = False
     encode_image = VLJEPA.encode_image
     encode_text = VLJEPA.encode_text
     classify = VLJEPA.classify

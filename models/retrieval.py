@@ -26,7 +26,8 @@ def baselines(model, features, captions):
     rows["mean caption"] = metrics.retrieval(mean.expand(len(image), -1), text, image_of)
     if model.vision.has_text:
         own = model.vision.encode_text(captions).cpu()
-        rows[f"{model.vision.name}, zero-shot"] = metrics.retrieval(image, own, image_of)
+        pooled = image if image.ndim == 2 else F.normalize(image.mean(1), dim=1)
+        rows[f"{model.vision.name}, zero-shot"] = metrics.retrieval(pooled, own, image_of)
     return rows
 
 
@@ -37,7 +38,7 @@ def banks(model, cache, quiet):
     where = (recipe["csv"], None, recipe["images"], *columns, recipe["skip_bad"])
     options = {name: recipe.get(name, False) for name in ("caption_lists", "follow_links")}
     dataset = VisionTextDataset(*where, only=trained_on, **options)
-    options = dict(quiet=quiet, frames=model.frames)
+    options = dict(quiet=quiet, frames=model.frames, in_order=model.reads_order)
     features = encode_archive(dataset, model.vision, model.text, cache, **options)
     text = model.project_text(features.text).cpu()
     return dict(image_bank=model.predict(features.image).cpu(), text_bank=text)

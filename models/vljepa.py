@@ -111,19 +111,26 @@ class VLJEPA(nn.Module, ModelHubMixin):
 
     def encode_image(self, images, frames=None):
         """One or many paths, PIL images or preprocessed pixels (B, ...) -> (B, Dt) float32 unit rows. Of the
-        path of a video, the mean over `frames` frames of what the tower gives is predicted from; by default
-        as many as it was trained with."""
+        path of a video, the mean over `frames` frames of what the tower gives is predicted from, or what the
+        predictor makes of their order, see `reads_order`; by default as many as it was trained with."""
         if not isinstance(images, torch.Tensor):
-            return self.predict(_features(self.vision, _as_list(images), frames or self.frames))
+            frames = frames or self.frames
+            return self.predict(_features(self.vision, _as_list(images), frames, in_order=self.reads_order))
         return self.predict(self.vision.encode(images))
 
     @torch.no_grad()
     def predict(self, image_features, places=None, question=None):
-        """Tower output (B, Dv) on any device -> (B, Dt) float32 unit rows on the model's: what the images
+        """Tower output (B, Dv), of videos also (B, F, Dv) if it `reads_order`, on any device -> (B, Dt)
+        float32 unit rows on the model's: what the images
         mean, or with places (B, P, Dp) and questions (B, Dt) the answers."""
         inputs = (image_features, places, question)
         device = self.device
         return self.predictor(*(None if x is None else x.to(device) for x in inputs))
+
+    @property
+    def reads_order(self):
+        """Whether the predictor was trained on the order of a video's frames (--time change)."""
+        return self.predictor.config["time"] == "change"
 
     @property
     def device(self):
@@ -160,7 +167,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
         video is asked about by the means over its frames, see `encode_image`.
         ValueError for a run that was trained without questions."""
         self.check_answers()
-        image, places = _features(self.vision, _as_list(images), frames or self.frames, places=True)
+        frames = frames or self.frames
+        image, places = _features(self.vision, _as_list(images), frames, True, self.reads_order)
         asked = self._plain_text(questions)  # (K, Dt)
         answers = self._plain_text(list(candidates)) if candidates else self._answers
         b, k = len(image), len(asked)
@@ -343,24 +351,22 @@ def _shard_captions(recipe, data):
     return list(first), shards.text[torch.tensor(list(first.values()))]
 
 
-def _features(vision, images, frames, places=False):
-    """(B, Dv) rows of paths and PIL images, with the next ones decoded ahead; with `places` a pair of these
-    and (B, P, Dp)."""
-    rows = []
+def _features(vision, images, frames, places=False, in_order=False):
+    """(B, Dv) rows of paths and PIL images, or with `in_order` (B, frames, Dv), of an image its row again and
+    again. The next ones are decoded ahead. With `places` a pair of these and (B, P, Dp)."""
+    rows, maps = [], []
     read = partial(_frames_of, count=frames)
-    for _, found, error in encode_ahead(images, read, vision.parts, places=places):
+    for _, found, error in encode_ahead(images, read, vision.parts, places=places, each_frame=in_order):
         if error:
             raise error
-        rows.append(found)
-    columns = list(zip(*rows))  # of each tower
-    if not places:
-        return (
-            vision.join([torch.stack(column) for column in columns]) if rows else torch.empty(0, vision.dim)
-        )
-    if not rows:
+        if places:
+            found, local = zip(*found)  # of each tower
+            maps.append(torch.cat(local, dim=1))
+        rows.append(vision.join([row.expand(frames, -1) for row in found] if in_order else found))
+    if places and not rows:
         raise ValueError("no images were given")
-    image = vision.join([torch.stack([row for row, _ in column]) for column in columns])
-    return image, torch.cat([torch.stack([maps for _, maps in column]) for column in columns], dim=2)
+    image = torch.stack(rows) if rows else torch.empty(0, vision.dim)
+    return (image, torch.stack(maps)) if places else image
 
 
 def _is_one(images):

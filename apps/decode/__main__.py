@@ -232,7 +232,7 @@ def score(args, model):
     dataset = images_to_score(args, model)
     decoder = load_decoder(args, model)
     captions, memory = model.captions(args.cache)
-    options = dict(quiet=args.quiet, frames=model.frames)
+    options = dict(quiet=args.quiet, frames=model.frames, in_order=model.reads_order)
     features = encode_archive(dataset, model.vision, model.text, args.cache, **options)
     predicted = model.predict(features.image).cpu()  # (N, Dt)
     references = [[] for _ in dataset.image_names]

@@ -53,12 +53,14 @@ def metadata(model):
 
 def write(model, path):
     """Write the float32 file. Raises ValueError when the operations of a tower have no ONNX counterpart, its
-    weights need more than one file, or it takes clips."""
+    weights need more than one file, or it takes clips or reads their order."""
     name = model.vision.name
     if max(part.clip_frames for part in model.vision.parts) > 1:
         raise ValueError(
             f"{name}: takes clips, and an ONNX file takes images; take a run with an image tower"
         )
+    if model.reads_order:
+        raise ValueError("--time change reads a video's frames, and an ONNX file one image; take --time mean")
     network = Whole(model).eval()
     size = sum(4 * p.numel() for p in network.state_dict().values())
     if size > 0.95 * LARGEST:

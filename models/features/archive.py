@@ -25,13 +25,12 @@ VIEWS_TIMED = 32  # images, to say before the others how long a view takes
 class Features(NamedTuple):
     """What the towers say of a data set. The optional fields are there where questions are."""
 
-    image: torch.Tensor  # (N, Dv) float32
+    image: torch.Tensor  # (N, Dv) float32; with `in_order` (N, F, Dv), of the frames of each video
     text: torch.Tensor  # (M, Dt) float32
     image_of: torch.Tensor  # (M,) int64
     questions: Questions | None = None
     places: Places | None = None  # (N, P, Dp), local features of each image
     views: torch.Tensor | None = None  # (N, K, Dv) float16, of augmented views of each image
-    frames: torch.Tensor | None = None  # (N, F, Dv) float16, of the frames of each video, in order
 
     def of(self, images):
         """The features of some images (a bool mask (N,)) and their texts and questions, renumbered."""
@@ -43,7 +42,6 @@ class Features(NamedTuple):
             None if self.questions is None else self.questions.of(images),
             None if self.places is None else self.places[images],
             None if self.views is None else self.views[images],
-            None if self.frames is None else self.frames[images],
         )
 
 
@@ -79,7 +77,7 @@ def encode_archive(
     tower runs, and what became of every row is logged.
 
     A video is read as `frames` frames. Its row and its places are the means over these; with `in_order`,
-    Features.frames holds their rows one by one, and for an image its own row `frames` times.
+    Features.image holds the rows of the frames, and of an image its own row `frames` times.
 
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
@@ -100,7 +98,7 @@ def encode_archive(
             return _text_rows(store, texts, text, quiet)
 
         return Features(
-            mean_rows(store, vision, digests, blobs, frames),
+            (ordered_rows if in_order else mean_rows)(store, vision, digests, blobs, frames),
             encode(dataset.captions),
             torch.tensor(dataset.image_of, dtype=torch.int64),
             encode_questions(dataset.question_rows, dataset.image_names, encode)
@@ -108,7 +106,6 @@ def encode_archive(
             else None,
             _places(store, vision, digests, blobs, frames) if places else None,
             more,
-            ordered_rows(store, vision, digests, blobs, frames).half() if in_order else None,
         )
 
 

@@ -29,7 +29,7 @@ class Data:
 
     source: str  # the CSV or the pattern of tars
     digest: str  # of the rows, or of tars and towers
-    image: torch.Tensor | Rows  # (N, Dv)
+    image: torch.Tensor | Rows  # (N, Dv), with --time change (N, F, Dv)
     text: torch.Tensor | Rows  # (M, Dt)
     image_of: torch.Tensor  # (M,)
     views: torch.Tensor | None  # (N, K, Dv) float16
@@ -60,6 +60,10 @@ class Data:
 
 def load_data(args, vision, text, process):
     """Data: every row through the towers, once, and split by image. `args` are the flags of train.py."""
+    if args.time == "change" and (args.shards or args.views):
+        raise ValueError(
+            "--time change reads frames in order: it goes neither with --shards nor with --views"
+        )
     load = _load_shards if args.shards else _load_csv
     features, names, digest, rows = load(args, vision, text, process)
     train_names, held_out_names = split_by_image(names, args.val_fraction, args.seed)
@@ -112,7 +116,7 @@ def _load_csv(args, vision, text, process):
     """(Features, image names, digest of the rows, rows). Each process encodes its share into the cache
     first."""
     options = (args.cache, args.encode_batch, args.workers, args.quiet, bool(args.questions), args.views)
-    options += (args.frames,)
+    options += (args.frames, args.time == "change")
     if process.world > 1:
         logging.disable(logging.WARNING)  # what is left out is logged below, once
         mine = dataset_of(args, skip_bad=True)

@@ -75,4 +75,4 @@ class Joined(Tower):
         return self.join(rows), torch.cat(maps, dim=2)  # (B, P, places_dim)
 
     def join(self, rows):
-        return torch.cat(list(rows), dim=1) / len(rows) ** 0.5  # (B, dim)
+        return torch.cat(list(rows), dim=-1) / len(rows) ** 0.5  # (B, dim)
