@@ -11,6 +11,7 @@ import train
 from apps.export import graph
 from models.vljepa import VLJEPA
 from tests.conftest import ROOT
+from tools import motion_bench
 
 VIDEOS = ROOT / "tests" / "videos"
 PAIR = [str(VIDEOS / name) for name in ("0-00000.mp4", "0-00000-reversed.mp4")]
@@ -33,6 +34,8 @@ def fit(tmp_path_factory):
 
     def run(name, *flags):
         where = folder / name
+        if where.exists() and "--resume" not in flags:
+            return where
         given = [*data, "--val-fraction", "0", "--batch-size", "50", "--run", str(where), *flags]
         assert train.main(given) == 0
         return where
@@ -83,6 +86,18 @@ def test_an_image_is_a_frame_that_is_repeated(changed):
     image = Image.new("RGB", (64, 64), "red")
     pixels = model.vision.preprocess(image)[None]
     torch.testing.assert_close(model.encode_image(image), model.encode_image(pixels), atol=1e-6, rtol=0)
+
+
+def test_motion_bench_is_half_right_without_the_order_and_right_with_it(fit, changed, capsys):
+    mean, cache = fit("mean", "--epochs", "2"), str(changed.parent / "f.sqlite")
+    assert (
+        motion_bench.main([str(VIDEOS), "--runs", str(mean), str(changed), "--cache", cache, "--quiet"]) == 0
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if "one thing" in line]
+    without, with_order = ([cell.split()[0] for cell in line.split("|")[1:]] for line in lines)
+    assert without == ["50.0"] * 4 + ["0.0"] and with_order == ["100.0"] * 5
+    assert motion_bench.main([str(VIDEOS), "--seed", "1", "--quiet"]) == 1
+    assert "--seed 1" in capsys.readouterr().err
 
 
 def test_resumed_run_equals_an_uninterrupted_one(fit, changed):

@@ -57,6 +57,8 @@ def share(asked, right, keep):
 
     pairs = torch.tensor([number // 2 for (number, *_), kept in zip(asked, keep) if kept])
     hits = torch.tensor([hit for hit, kept in zip(right, keep) if kept], dtype=torch.double)
+    if not len(pairs):
+        return "none"
     _, pairs = pairs.unique(return_inverse=True)
     trials = pairs.bincount()
     low, high = interval(torch.zeros(len(trials), dtype=torch.double).index_add(0, pairs, hits), trials)
