@@ -100,7 +100,8 @@ def work(args):
     table, retrieval = [], [report.retrieval_header()]
     for run in args.runs:
         model = VLJEPA.load(run)
-        options = dict(quiet=args.quiet, frames=args.frames, in_order=model.reads_order)
+        frames = args.frames or model.frames
+        options = dict(quiet=args.quiet, frames=frames, in_order=model.reads_order)
         features = encode_archive(dataset, model.vision, model.text, args.cache, **options)
         predicted, text = model.predict(features.image).cpu(), model.project_text(features.text).cpu()
         ranks = metrics.ranks(predicted, text, features.image_of)
