@@ -229,7 +229,9 @@ def finish_epoch(args, data, training, progress, began, rank):
     lost = {kind: total / counts[kind] for kind, total in progress.loss_sums.items()}
     found, held_out = validate(args, data, training)
     entry = dict(epoch=progress.epoch + 1, train_loss=lost.get("captions"), answer_loss=lost.get("answers"))
-    entry |= dict(lr=training.optimiser.param_groups[0]["lr"], seconds=round(time.perf_counter() - began, 3))
+    steps = progress.step  # of an epoch. Resumed after the last of them, the optimiser has no rate yet.
+    rate = learning_rate(args, (progress.epoch + 1) * steps - 1, args.epochs * steps)
+    entry |= dict(lr=rate, seconds=round(time.perf_counter() - began, 3))
     entry = {key: value for key, value in entry.items() if value is not None} | found
     is_best = progress.add(entry)
     if rank == 0:

@@ -191,13 +191,16 @@ def test_run_stopped_inside_an_epoch_and_resumed_equals_the_undisturbed_one(
     assert_same_training(tmp_path / "run", four[recipe])
 
 
-def test_cosine_schedule_continues_after_sigterm(archive, tmp_path):
-    flags = [*RETRIEVAL, "--schedule", "cosine", "--warmup", "0.3", "--epochs", "4"]
+@pytest.mark.parametrize(
+    "more", [[], ["--batch-size", "1000"]], ids=["inside an epoch", "after its last step"]
+)
+def test_cosine_schedule_continues_after_sigterm(archive, tmp_path, more):
+    flags = [*RETRIEVAL, "--schedule", "cosine", "--warmup", "0.3", "--epochs", "4", *more]
     assert archive.train(tmp_path / "straight", *flags) == 0
-    with redirect_stdout(SignalAt("1/4", signal.SIGTERM)):  # as a scheduler stops a job
+    with redirect_stdout(SignalAt("2/4", signal.SIGTERM)):  # as a scheduler stops a job
         assert archive.train(tmp_path / "stopped", *flags) == 0
     assert last_of(tmp_path / "stopped")[1]["step"] == 1
-    assert archive.train(tmp_path / "stopped", "--resume", "--epochs", "4") == 0
+    assert archive.train(tmp_path / "stopped", "--resume", "--epochs", "4", *more) == 0
     assert_same_training(tmp_path / "stopped", tmp_path / "straight")
 
 
