@@ -22,7 +22,7 @@ from torch import nn
 from models import hub, report, runs
 from models.dataset import FRAMES, VisionTextDataset, open_frames, read_questions, read_rows, upright_rgb
 from models.distributed import choose_device
-from models.features import encode_ahead, encode_texts
+from models.features import encode_ahead, encode_texts, frames_for
 from models.features.shards import open_shards
 from models.features.tars import expand
 from models.predictor import Predictor, QueryPredictor
@@ -355,6 +355,7 @@ def _features(vision, images, frames, places=False, in_order=False):
     """(B, Dv) rows of paths and PIL images, or with `in_order` (B, frames, Dv), of an image its row again and
     again. The next ones are decoded ahead. With `places` a pair of these and (B, P, Dp)."""
     rows, maps = [], []
+    frames = frames_for(vision, frames)
     read = partial(_frames_of, count=frames)
     for _, found, error in encode_ahead(images, read, vision.parts, places=places, each_frame=in_order):
         if error:

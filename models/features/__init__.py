@@ -10,7 +10,15 @@ image file or text. So only what is new is encoded: a renamed, copied or touched
 is. Each batch is one transaction: a killed run keeps what it has encoded, and two runs at once share the
 file."""
 
-from .ahead import encode_ahead
+from .ahead import encode_ahead, frames_for
 from .archive import Encoded, Features, encode_archive, encode_files, encode_texts
 
-__all__ = ["Encoded", "Features", "encode_ahead", "encode_archive", "encode_files", "encode_texts"]
+__all__ = [
+    "Encoded",
+    "Features",
+    "encode_ahead",
+    "encode_archive",
+    "encode_files",
+    "encode_texts",
+    "frames_for",
+]

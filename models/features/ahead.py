@@ -47,6 +47,11 @@ def encode_ahead(
                 yield item, next(rows) if found is not None else None, error
 
 
+def frames_for(vision, frames):
+    """How many frames of a video a tower is given: `frames`, or as many as a tower for clips sees at once."""
+    return vision.clip_frames if vision.clip_frames > 1 else frames
+
+
 def _inputs(tower, frames, squash):
     """(inputs, ...) of a list of frames: an input per frame, or one clip. No copy for one input: threads
     would copy in parallel, and slow the tower down."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from models.dataset import FRAMES, check_file, is_video, open_frames, random_view
 from models.files import level, sha256, stamp
 
-from .ahead import encode_ahead
+from .ahead import encode_ahead, frames_for
 from .cache import batched, opened, row_key, to_tensor
 from .clips import fetch_rows, frame_keys, mean_rows, ordered_rows, places_key, unit
 from .places import Places, known_records, open_part, put_places
@@ -76,12 +76,14 @@ def encode_archive(
     those of that many augmented views of each. Images that do not decode are reported together, before any
     tower runs, and what became of every row is logged.
 
-    A video is read as `frames` frames. Its row and its places are the means over these; with `in_order`,
-    Features.image holds the rows of the frames, and of an image its own row `frames` times.
+    A video is read as `frames` frames, or as many as a tower for clips sees at once. Its row and its places
+    are the means over these; with `in_order`, Features.image holds the rows of the frames, and of an image
+    its own row `frames` times.
 
     `cache=None` keeps nothing on disk. Rows are rounded to float16 with or without a cache, so both give the
     same features. Raises ValueError for bad images (`dataset.skip_bad` drops them instead) and for an image
     that changes meanwhile."""
+    frames = frames_for(vision, frames)
     with opened(cache) as store:
         files = _decodable(dataset, store, vision, frames, workers, quiet)
         readable = [file for file in files if file.digest]
@@ -142,6 +144,7 @@ def encode_files(
     """Yield an Encoded for each image or video file, in order, from the cache where it holds the content. The
     rows of `at_once` files are stored before the first of them is yielded, so a killed run repeats little.
     """
+    frames = frames_for(vision, frames)
     with opened(cache) as store:
         for chunk in batched(list(paths), at_once):
             files, errors = _readable(store, chunk, workers)

