@@ -5,11 +5,13 @@
 
 The videos show captioned photographs that the run was not trained on, 2 to 12 s each under a moving camera,
 with cuts and dissolves. All systems share frames, embeddings and the source of words; they differ in which
-embeddings they decode. Each frame then gets the words of one decode: the nearest in time (VL-JEPA, Chen et
-al., arXiv 2512.10942, section 4.6) or, in rows called "own segment", that of the segment it lies in, as
-apps.video prints it. For uniform decoding the two are the same. The words are scored against the captions of
-the photograph on screen, by CIDEr-D and by the text tower's cosine. A budget is a number of decodes per
-minute, counted over all videos together. Two runs on one machine print the same numbers."""
+embeddings they decode. "Placed" decodes when that answers the frames best by their embeddings
+(apps.video.segments.place): the mean of the frames that it answers. Each frame then gets the words of one
+decode: the nearest in time (VL-JEPA, Chen et al., arXiv 2512.10942, section 4.6) or, in rows called "own
+segment", that of the segment it lies in, as apps.video prints it. For uniform decoding the two are the same.
+The words are scored against the captions of the photograph on screen, by CIDEr-D and by the text tower's
+cosine. A budget is a number of decodes per minute, counted over all videos together. Two runs on one machine
+print the same numbers."""
 
 import math
 import random
@@ -30,9 +32,10 @@ SETTLE = 3.0  # seconds of a streamed segment before its words are written, as i
 DRAWS = 1000  # of the bootstrap over videos
 # Thresholds of streaming, 0.3 to 6.4, in the units of apps.video --change.
 CHANGES = tuple(0.3 * 1.12**i for i in range(28))
+PRICES = tuple(0.05 * 1.5**i for i in range(13))  # of a decode, for `place`
 METRICS = {"CIDEr-D": 1, "cosine": 2}  # rows of the array that `measure` returns for a system
 UNIFORM = ("uniform, middle frame", "uniform, mean")
-SELECTIVE = ("selective, middle frame", "selective, mean", "selective, mean, own segment")
+SELECTIVE = ("selective, middle frame", "selective, mean", "placed, mean", "selective, mean, own segment")
 STREAMING = ("streaming", "streaming, own segment")
 SYSTEMS = UNIFORM + SELECTIVE + STREAMING
 
@@ -111,10 +114,26 @@ def least_heights(args, heights):
 
 def nearest_decode(edges):
     """(F,) int64: the segment whose middle is nearest to each frame in time; `edges` (S + 1,)."""
+    return nearest((edges[:-1] + edges[1:] - 1) / 2, int(edges[-1]))
+
+
+def nearest(times, count):
+    """(count,) int64: which of `times` (S,) is nearest to each frame."""
     import torch
 
-    centres = (edges[:-1] + edges[1:] - 1) / 2  # (S,)
-    return (torch.arange(int(edges[-1]))[:, None] - centres).abs().argmin(1)
+    return (torch.arange(count)[:, None] - times).abs().argmin(1)
+
+
+def placed(rows, price):
+    """The Setting of decodes at the times that `place` finds."""
+    import torch
+    import torch.nn.functional as F
+
+    from apps.video.segments import place
+
+    answer = nearest(place(rows, price), len(rows))
+    sums = torch.zeros(int(answer.max()) + 1, rows.shape[1]).index_add_(0, answer, rows)
+    return Setting(F.normalize(sums, dim=-1), answer)
 
 
 def sweep(args, rows, tree, least):
@@ -134,6 +153,7 @@ def sweep(args, rows, tree, least):
             found[f"{name}, middle frame"].append(Setting(middles, nearest_decode(edges)))
             found[f"{name}, mean"].append(Setting(means, nearest_decode(edges)))
         found["selective, mean, own segment"].append(Setting(means, torch.repeat_interleave(chosen.diff())))
+    found["placed, mean"] = [placed(rows, price) for price in PRICES]
     settle = max(1, math.ceil(SETTLE / args.every))
     for change in CHANGES:
         decodes = list(segments.stream(rows, change / args.every**0.5, settle))

@@ -3,6 +3,7 @@
     order, heights = ward(rows)             # (F-1,), (F-1,): boundaries, in the order Ward removes them
     edges = cut(order, 8)                   # (9,): segment i is rows[edges[i]:edges[i + 1]]
     means(rows, edges), middles(edges)      # (8, Dt), (8,): what to decode
+    place(rows, price=0.5)                  # (S,): when to decode, if the nearest in time answers
 
     for decode in stream(rows): ...         # the same without looking ahead
 
@@ -73,6 +74,30 @@ def means(rows, edges):
     """(S, Dt) float32 unit rows: the mean of each segment."""
     sums = F.pad(rows.double().cumsum(0), (0, 0, 1, 0))[edges]  # (S + 1, Dt)
     return F.normalize(sums[1:] - sums[:-1], dim=-1).float()
+
+
+def place(rows, price, around=2):
+    """(S,) int64: the frames at which to decode, if each frame is answered by the decode nearest in time.
+
+    They have the least sum of `price` per decode and, for each frame, 1 - cosine with the mean of the frames
+    within `around` of its decode. Exact, by dynamic programming over neighbouring decodes, in F * F steps."""
+    count, frames = len(rows), torch.arange(len(rows))
+    near = torch.stack([rows[max(0, i - around) : i + around + 1].mean(0) for i in range(count)])
+    far = 1 - rows.double() @ F.normalize(near.double(), dim=-1).T  # (F, F): a frame, a decode
+    sums = F.pad(far.cumsum(0), (0, 0, 1, 0))  # (F + 1, F): over the frames before one
+    earlier = sums[frames, frames]  # (F,): over the frames before the decode itself
+    best, previous = earlier + price, torch.full((count,), -1)
+    for b in range(1, count):
+        a = frames[:b]
+        half = (a + b) // 2 + 1  # the first frame that is nearer to b
+        costs = best[:b] + sums[half, a] - earlier[:b] + earlier[b] - sums[half, b] + price
+        cost, at = costs.min(0)
+        if cost < best[b]:
+            best[b], previous[b] = cost, at
+    found = [int((best + sums[-1] - earlier).argmin())]
+    while (before := int(previous[found[-1]])) >= 0:
+        found.append(before)
+    return torch.tensor(found[::-1])
 
 
 class Decode(NamedTuple):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from subprocess import PIPE, Popen
 from threading import Event, Thread
@@ -314,6 +315,20 @@ def test_cut_of_a_reversed_video_is_the_mirror_image():
     rows, _ = blocks([5, 9, 4, 11], noise=0.1)
     forwards, backwards = (segments.cut(segments.ward(r)[0], 4) for r in (rows, rows.flip(0)))
     assert forwards.tolist() == (len(rows) - backwards.flip(0)).tolist()
+
+
+def test_place_is_the_best_of_all_choices():
+    rows = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
+    near = [F.normalize(rows[max(0, i - 1) : i + 2].mean(0), dim=0) for i in range(9)]
+    choices = [times for count in range(1, 10) for times in combinations(range(9), count)]
+    for price in (0.1, 0.4, 1.5, 9):
+
+        def cost(times, price=price):
+            answer = [min(times, key=lambda time, frame=frame: abs(time - frame)) for frame in range(9)]
+            return price * len(times) + sum(1 - float(rows[i] @ near[at]) for i, at in enumerate(answer))
+
+        found = segments.place(rows, price, around=1).tolist()
+        assert cost(found) == pytest.approx(min(map(cost, choices)), abs=1e-5)
 
 
 def test_means_middles_and_uniform_are_those_of_a_loop():
