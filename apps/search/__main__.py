@@ -1,20 +1,24 @@
 """Search a folder of images and videos by text or by image, and list its duplicates.
 
     python -m apps.search index my_image_archive                     again after changes: only those are read
+    python -m apps.search index photos --watch                       and go on, until Ctrl-C
     python -m apps.search find "a dog on a beach"                    cosine scores and paths, best first
     python -m apps.search find "a dog" --not snow --html dogs.html   and a contact sheet
     python -m apps.search find --image photo.jpg --grid like.png     images like this one
     python -m apps.search find "a dog" --threshold 0.3 --null | xargs -0 cp -t dogs
+    python -m apps.search find "a cake" --after 2023-12 --before 2024   taken in December of 2023
     python -m apps.search duplicates                                 identical files and near-duplicates
 
 The index is one SQLite file. A killed run leaves an index that can be searched; run index again to finish it.
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from apps.search.duplicates import NEAR, duplicates
@@ -40,6 +44,10 @@ def parse(argv):
     cache = "features that train.py and this share (default %(default)s)"
     c.add_argument("--cache", default=CACHE, help=cache, metavar="FILE")
     c.add_argument("--batch-size", type=int, default=32, help="images per transaction (default %(default)s)")
+    watch = (
+        "go on until Ctrl-C, and look for new, changed and removed files every SECONDS (1 without a number)"
+    )
+    c.add_argument("--watch", nargs="?", type=float, const=1.0, help=watch, metavar="SECONDS")
     script.add_model_flags(c)
     c = commands.add_parser("find", help="search by text, by image, or by both")
     text = "what the images show; one sentence does better than several --and"
@@ -52,6 +60,12 @@ def parse(argv):
     least = "lowest cosine to show, -1 to 1 (default: all; without SCORE: the run's own, as eval.py --reject)"
     own = dict(nargs="?", type=float, const=math.nan, default=-1, metavar="SCORE")
     c.add_argument("--threshold", help=least, **own)
+    when = dict(type=date, metavar="DATE")
+    taken = (
+        "taken at or after DATE, such as 2024, 2024-05 or 2024-05-31; by EXIF, else by the time of the file"
+    )
+    c.add_argument("--after", help=taken, **when)
+    c.add_argument("--before", help="taken earlier than DATE begins", **when)
     how, flag = c.add_mutually_exclusive_group(), argparse.BooleanOptionalAction
     how.add_argument("--json", action=flag, default=False, help="print scores and paths as JSON")
     null_help = "end each path with a NUL byte, for xargs -0; a pipe without it gets a path per line"
@@ -71,6 +85,14 @@ def parse(argv):
     return args
 
 
+def date(text):
+    """`text` if it is a year, a month or a day, such as 2024-05-31. ValueError for any other."""
+    day = f"{text}-01-01"[:10]
+    if len(text) not in (4, 7, 10) or str(datetime.date.fromisoformat(day)) != day:
+        raise ValueError
+    return text
+
+
 def _check(p, args):
     flags = vars(args)
     if args.command == "find" and not (args.text or args.image or args.also):
@@ -78,9 +100,14 @@ def _check(p, args):
     for name, suffix in (("html", ".html"), ("grid", ".png")):
         if (file := flags.get(name)) and not file.lower().endswith(suffix):
             p.error(f"--{name} {file}: give a name that ends in {suffix}")
+    dated = flags.get("after") or flags.get("before")
+    if dated and args.ann:
+        p.error("--ann: an approximate search knows no dates; leave it out with --after and --before")
     for name in ("top", "batch_size"):
         if flags.get(name, 1) < 1:
             p.error(f"--{name.replace('_', '-')} {flags[name]}: give 1 or more")
+    if flags.get("watch") is not None and not args.watch > 0:
+        p.error(f"--watch {args.watch}: give more than 0 seconds")
     if args.command == "duplicates" and not 0 < args.threshold <= 1:
         p.error(f"--threshold {args.threshold}: give more than 0 and at most 1")
     if abs(flags.get("threshold", 1)) > 1:
@@ -88,10 +115,24 @@ def _check(p, args):
 
 
 def run_index(args):
+    """Update the index, with --watch again and again, and print what became of the files."""
     options = (args.device, args.cache, args.batch_size, args.quiet, args.exclude, args.follow_links)
-    done = update(args.dir, args.index, args.run, *options, args.frames)
-    counts = done.walked.counted(args.dir, f"{done.indexed:,} indexed", f"{done.damaged:,} damaged")
-    print(f"{counts}; {done.changed:,} new or changed, {done.moved:,} moved, {done.gone:,} gone")
+    watched = args.watch is not None
+    done = update(args.dir, args.index, args.run, *options, args.frames, settled=watched)
+    print_counts(args, done)
+    while watched:
+        time.sleep(args.watch)
+        done = update(args.dir, args.index, args.run, *options, args.frames, settled=True)
+        if done.changed or done.moved or done.gone:
+            print_counts(args, done)
+
+
+def print_counts(args, done):
+    """Print one line for an Update."""
+    kinds = [f"{done.indexed:,} indexed", f"{done.damaged:,} damaged"]
+    kinds += [f"{done.waiting:,} still changing"] if done.waiting else []
+    counts = done.walked.counted(args.dir, *kinds)
+    print(f"{counts}; {done.changed:,} new or changed, {done.moved:,} moved, {done.gone:,} gone", flush=True)
 
 
 def run_find(args, store):
@@ -100,12 +141,12 @@ def run_find(args, store):
     if args.grid and Path(args.grid).exists() and Path(args.grid).resolve().is_relative_to(store.root):
         raise ValueError(f"--grid {args.grid}: is a file in the indexed folder; name another one")
     texts = ([args.text] if args.text else []) + args.also
-    results, recall, times = find(
-        store, texts, args.image, args.without, args.top, args.run, args.device, args.ann, args.quiet
-    )
+    options = (args.without, args.top, args.run, args.device, args.ann, args.quiet)
+    dates = dict(after=args.after, before=args.before)
+    results, recall, times = find(store, texts, args.image, *options, **dates)
     if recall:
         print(f"approximate: {recall} against exact search", file=sys.stderr)
-    best = results[0][0]
+    best = f", the best {results[0][0]:.4f}" if results else ""
     least = args.threshold
     if math.isnan(least):
         from models.rejection import least_score
@@ -114,7 +155,7 @@ def run_find(args, store):
         least = least_score(load_model(args.run)[2], "reject", args.run)
     results = [(score, path) for score, path in results if score >= least]
     if not results:
-        print(f"nothing scores {least:.3g} or more, the best {best:.4f}", file=sys.stderr)
+        print(f"nothing scores {least:.3g} or more{best}", file=sys.stderr)
     print_results(args, results, times)
     like = [f"like {os.path.basename(args.image)}"] if args.image else []
     title = printable(", ".join([*texts, *like, *(f"not {text}" for text in args.without)]))

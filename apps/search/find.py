@@ -4,6 +4,7 @@ with opened("index.sqlite") as store:
     results, recall, times = find(store, ["a dog on a beach"], without=["snow"])    # [(score, path), ...]
 """
 
+import logging
 import shlex
 from bisect import bisect_left
 from pathlib import Path
@@ -13,6 +14,7 @@ from apps.search.index import place
 from apps.search.store import shown
 from models.files import replacing, times_of
 
+log = logging.getLogger(__name__)
 # How far --not pushes. Of 0, 1/4, 1/2, 3/4, 1 and 3/2 the best on Flickr8k dev (docs/EXPERIMENTS.md).
 AWAY = 0.5
 EXACT_ROWS = 1_000_000  # an exact search of more reads gigabytes
@@ -39,12 +41,15 @@ def find(
     ann=None,
     quiet=True,
     model=None,
+    after=None,
+    before=None,
 ):
     """The `top` best images for the texts and the image, without what the texts `without` describe, as Found.
 
     Scores are cosines with the query of `combine`. `ann` asks for an approximate search; None asks for one
-    above EXACT_ROWS. `model` is that of `run`, for a caller that has loaded it. Raises ValueError for an
-    index that is empty, damaged, or not of the model in `run`."""
+    above EXACT_ROWS. `model` is that of `run`, for a caller that has loaded it. `after` and `before` are
+    those of Index.between: only images taken then are looked at, exactly, and how many there are is logged.
+    Raises ValueError for an index that is empty, damaged, or not of the model in `run`."""
     import torch
 
     from models.vljepa import VLJEPA
@@ -60,7 +65,8 @@ def find(
     count, most = store.frames()
     if not count:
         raise ValueError(f"{store.path}: holds no image that can be decoded")
-    is_approximate = count > EXACT_ROWS if ann is None else ann
+    dated = after is not None or before is not None
+    is_approximate = count > EXACT_ROWS and not dated if ann is None else ann
     where, recall = "1", None
     if is_approximate:
         near, recall = approximate(store, query, min(top * most, count), model, quiet)
@@ -70,7 +76,19 @@ def find(
         raise ValueError(
             f"{store.path}: damaged, width {rows.shape[1]} is not {query.shape[1]}; delete it and index again"
         )
-    results, times = _best(store, query, ids, rows, top)
+    if dated:
+        among, by_file = store.between(after, before)
+        kept = [i for i, number in enumerate(ids) if number in among]
+        ids, rows = [ids[i] for i in kept], rows[kept]
+        how = f"{by_file:,} of them by the time of the file, for want of an EXIF date"
+        log.warning(
+            "%s: %s of %s images were taken then, %s",
+            store.path,
+            f"{len(among):,}",
+            f"{store.count():,}",
+            how,
+        )
+    results, times = _best(store, query, ids, rows, top) if ids else ([], {})
     return Found(results, recall, times)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apps.search.store import DEFAULT, opened, shown
-from models.files import printable, sha256, stamp
+from models.files import YOUNG, printable, sha256, stamp
 
 log = logging.getLogger(__name__)
 CACHE = ".cache/features.sqlite"
@@ -23,7 +23,7 @@ SKETCH = 256  # random directions: keep cosines to 0.01 (Johnson-Lindenstrauss) 
 
 
 class Update(NamedTuple):
-    """What `update` did. len(walked.files) = indexed + damaged."""
+    """What `update` did. len(walked.files) = indexed + damaged + waiting."""
 
     walked: tuple  # Walk of models/dataset/folders.py
     indexed: int
@@ -31,6 +31,7 @@ class Update(NamedTuple):
     changed: int  # files whose content is new since the last time
     moved: int  # files known under another name
     gone: int
+    waiting: int  # new files that may still be written to
 
 
 def update(
@@ -44,10 +45,11 @@ def update(
     exclude=(),
     follow_links=False,
     frames=8,
+    settled=False,
 ):
     """Make `file` the index of the images and videos below `directory`, and return an Update. `exclude` and
     `follow_links` are those of `walk` in models/dataset/folders.py. Of each video `frames` frames are
-    indexed.
+    indexed. With `settled`, files that changed in the last two seconds are left for the next time.
 
     Files that cannot be decoded are logged once and read again only when they change. Files that were moved
     or renamed are recognised by their content, and so is the folder itself. Raises ValueError for a folder
@@ -63,12 +65,15 @@ def update(
         found = walked.without_images()
         raise ValueError(f"{directory}: no images in it {found}; an earlier index of it is kept")
     found = {os.fsencode(path): stamp(stat) for path, stat in walked.files.items()}
+    waiting = {path for path, mark in found.items() if settled and YOUNG in mark}
+    found = {path: mark for path, mark in found.items() if path not in waiting}
     with opened(file, create=True) as store:
         with store.db:
             if store.meta.get("frames", str(frames)) != str(frames):
                 store.forget_videos()
             store.put(frames=str(frames))
         todo, same, gone = compare(store, root, found)
+        gone -= waiting
         trained = fingerprint(run)
         if todo or not trained or store.meta.get("trained") != trained:
             model, other = _adopt(store, root, run, device, trained)
@@ -84,10 +89,11 @@ def update(
         with store.db:
             store.remove(gone)
             store.put(complete="1", run=place(run))  # the same model may be in another folder now
-        indexed = store.count()
+        indexed, kept = store.count(), len(store.all_paths())
     moved = {path: source for path, source in same.items() if path != source}
     left = len(gone.difference(moved.values()))
-    return Update(walked, indexed, len(found) - indexed, len(todo), len(moved), left)
+    new = len(walked.files) - kept
+    return Update(walked, indexed, kept - indexed, len(todo), len(moved), left, new)
 
 
 def compare(store, root, found):
@@ -144,7 +150,7 @@ def add(store, root, todo, found, model, cache, batch_size, quiet, frames):
     import torch
     from tqdm import tqdm
 
-    from models.dataset import HEIC_NEEDS
+    from models.dataset import HEIC_NEEDS, date_of
     from models.features import encode_files
 
     # Sketches are of the tower's features: the predictor leaves out what captions do not mention.
@@ -157,13 +163,13 @@ def add(store, root, todo, found, model, cache, batch_size, quiet, frames):
             blobs = _blobs([file for file in batch if file.row is not None], model, directions)
             with store.db:
                 for path, file in zip(todo[start : start + batch_size], batch):
-                    kept, known = (None, None), (found[path], file.digest)
+                    kept, known, taken = (None, None), (found[path], file.digest), None
                     if file.row is None:
                         log.warning("left out: %s", printable(file.error))
                         known = ("", None) if HEIC_NEEDS in file.error else known  # read again next time
                     else:
-                        kept = next(blobs)
-                    store.write(path, *known, *kept)
+                        kept, taken = next(blobs), date_of(file.path)
+                    store.write(path, *known, *kept, taken=taken)
             bar.update(len(batch))
 
 

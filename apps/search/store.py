@@ -18,23 +18,25 @@ import sqlite3
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from models.files import YOUNG, printable, relative, sha256
 
 log = logging.getLogger(__name__)
 DEFAULT = ".cache/search.sqlite"
-FORMAT = "vl-jepa search 3"
-OLD = ("vl-jepa search 1", "vl-jepa search 2")
+FORMAT = "vl-jepa search 4"
+OLD = ("vl-jepa search 1", "vl-jepa search 2", "vl-jepa search 3")
 # An image that cannot be decoded has a stamp and no row. `digest` is the hex SHA-256. The row of a video is
-# those of its frames in a line, and `times` their times as float64; NULL for an image.
+# those of its frames in a line, and `times` their times as float64; NULL for an image. `taken` is what
+# `date_of` gives.
 SCHEMA = """CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB);
 CREATE TABLE images (id INTEGER PRIMARY KEY, path BLOB UNIQUE, stamp TEXT, digest TEXT, row BLOB,
-sketch BLOB, times BLOB);
+sketch BLOB, times BLOB, taken TEXT);
 CREATE INDEX digests ON images (digest);"""
-UPSERT = """INSERT INTO images (path, stamp, digest, row, sketch, times) VALUES (?, ?, ?, ?, ?, ?)
+UPSERT = """INSERT INTO images (path, stamp, digest, row, sketch, times, taken) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET stamp = excluded.stamp, digest = excluded.digest, row = excluded.row,
-sketch = excluded.sketch, times = excluded.times"""
+sketch = excluded.sketch, times = excluded.times, taken = excluded.taken"""
 FRAMES = "CASE WHEN typeof(times) = 'blob' THEN max(1, length(times) / 8) ELSE 1 END"  # rows of an image
 
 
@@ -55,7 +57,7 @@ def opened(path=DEFAULT, create=False):
 
 
 class Index:
-    """`path` is its file, `db` the connection, `meta` what `put` had stored when it was opened ({str: str}),
+    """`path` is its file, `db` the connection, `meta` what `put` has stored ({str: str}),
     `root` the indexed folder, "" in a new index.
 
     Raises FileNotFoundError when there is no such file (unless `create`) and ValueError for a file of another
@@ -109,8 +111,10 @@ class Index:
         self.db.close()
 
     def put(self, **values):
-        """Store text or bytes by name. `meta` shows them when the index is opened next."""
-        self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        """Store text or bytes by name, where they differ from what `meta` holds."""
+        new = {name: value for name, value in values.items() if self.meta.get(name) != os.fsdecode(value)}
+        self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", new.items())
+        self.meta |= {name: os.fsdecode(value) for name, value in new.items()}
 
     def compare(self, root, found):
         """(paths of `found` {path: stamp} that are new or changed, sorted; indexed paths not in `found`).
@@ -154,14 +158,14 @@ class Index:
 
     def move(self, same, found):
         """Store each path of `same` {path: indexed path} with what is known of the indexed one."""
-        query = "SELECT digest, row, sketch, times FROM images WHERE path = ?"
+        query = "SELECT digest, row, sketch, times, taken FROM images WHERE path = ?"
         for path, source in same.items():
             self.write(path, found[path], *self.db.execute(query, (source,)).fetchone())
 
-    def write(self, path, stamp, digest, row, sketch, times=None):
+    def write(self, path, stamp, digest, row, sketch, times=None, taken=None):
         """Store an image or video in place of what is known of this path. `row`, `sketch` and `times` are
-        bytes or None."""
-        self.db.execute(UPSERT, (path, stamp, digest, row, sketch, times))
+        bytes or None, `taken` is what `date_of` gives."""
+        self.db.execute(UPSERT, (path, stamp, digest, row, sketch, times, taken))
 
     def forget_videos(self):
         """Have all videos indexed again."""
@@ -222,6 +226,29 @@ class Index:
     def count(self):
         """How many images and videos have a row, that is, could be decoded."""
         return self.db.execute("SELECT count(*) FROM images WHERE typeof(row) = 'blob'").fetchone()[0]
+
+    def between(self, after, before):
+        """(ids, how many of them are dated by the time of their file) of the images taken at `after` or later
+        and earlier than `before`, by local time. Both are beginnings of "2024-05-31 18:30:05", or None.
+        ValueError for a damaged stamp."""
+        columns = "id, CAST(taken AS TEXT), CAST(stamp AS TEXT)"
+        ids, by_file = set(), 0
+        for number, taken, stamp in self.db.execute(
+            f"SELECT {columns} FROM images WHERE row IS NOT NULL AND stamp != ''"
+        ):
+            date = taken or self._file_date(stamp)
+            if (after or "") <= date and (before is None or date < before):
+                ids.add(number)
+                by_file += not taken
+        return ids, by_file
+
+    def _file_date(self, stamp):
+        """When a file was changed, as its stamp has it: "2024-05-31 18:30:05", local time."""
+        try:
+            return str(datetime.fromtimestamp(int(stamp.split()[2]) // 10**9))
+        except (LookupError, ValueError, OverflowError, OSError):
+            wrong = f"{stamp!r} is no stamp of a file"
+            raise ValueError(f"{self.path}: damaged, {wrong}; delete it and index again") from None
 
     def frames(self):
         """(how many rows there are, the most of one video)."""

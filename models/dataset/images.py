@@ -5,6 +5,8 @@ import re
 import stat
 import struct
 import zlib
+from contextlib import suppress
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,6 +129,22 @@ def is_video(source):
     head = source.read(400)
     source.seek(0)
     return bool(re.match(VIDEO, head))
+
+
+def date_of(path):
+    """When an image was taken, by its EXIF: "2024-05-31 18:30:05", by the clock of the camera. None
+    without such a date, and for a file that `open_image` does not read. Nothing is decoded."""
+    try:
+        with open(check_file(path), "rb") as file, opened(file) as image:
+            exif = Image.Image.getexif(image)  # that of a PNG file decodes it all
+            places = [(exif.get_ifd(0x8769), 0x9003), (exif.get_ifd(0x8769), 0x9004), (exif, 0x0132)]
+            dates = [tags.get(tag) for tags, tag in places]  # taken, digitized, changed
+    except DECODE_ERRORS:
+        return None
+    for date in dates:
+        with suppress(ValueError):  # 0000:00:00, blanks
+            return str(datetime.strptime(str(date)[:19], "%Y:%m:%d %H:%M:%S"))
+    return None
 
 
 def upright_rgb(image):

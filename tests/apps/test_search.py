@@ -4,6 +4,7 @@ import json
 import ntpath
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -62,8 +63,8 @@ class World:
         """(indexed, damaged, changed, moved, gone) of an Update that counts every file."""
         done = update(self.photos, self.index, self.run, "cpu", self.cache)
         left_out = sum(done.walked.left_out.values())
-        assert done.walked.seen == done.indexed + done.damaged + left_out
-        return done[1:]
+        assert done.walked.seen == done.indexed + done.damaged + left_out and done.waiting == 0
+        return done[1:6]
 
     def find(self, *texts, **options):
         with opened(self.index) as store:
@@ -601,6 +602,95 @@ def test_grid_shows_every_result_and_never_replaces_a_photograph(place, loaded, 
     assert Image.open(place.photos / "mine.png").size == (9, 9)
 
 
+def test_find_looks_only_at_images_taken_then_and_counts_those_dated_by_their_file(
+    place, loaded, capsys, caplog, monkeypatch
+):
+    """EXIF tags by their numbers, as Exif 2.32 has them: 36867 taken, 36868 digitized, 306 changed."""
+    dates = [
+        ("astronaut", {36867: "2024:05:31 23:59:59", 36868: "2020:01:01 00:00:00"}, {}),
+        ("two words/chelsea", {36868: "2024:06:01 00:00:00"}, {306: "2020:01:01 00:00:00"}),
+        ("coffee", {36867: "0000:00:00 00:00:00"}, {306: "2023:12:31 23:59:59"}),
+        ("two words/rocket", {36867: "    :  :     :  :  "}, {}),
+    ]
+    for name, taken, changed in dates:
+        exif = Image.Exif()
+        exif.update(changed)
+        exif[34665] = taken
+        image = open_image(place.photos / f"{name}.jpg")
+        image.save(place.photos / f"{name}.jpg", quality=90, exif=exif)
+    image.save(place.photos / "picture.png", exif=exif)
+    for path in place.photos.rglob("*"):
+        os.utime(path, (1e9, time.mktime((2024, 5, 1, 0, 0, 0, 0, 0, -1))))
+    place.update()
+
+    def found(*flags):
+        assert place.search("find", "a photograph", "--null", *flags) == 0
+        return {Path(path).stem for path in capsys.readouterr().out.split("\0")[:-1]}
+
+    by_file = {path.stem for path in place.photos.rglob("*.*")} - {"astronaut", "chelsea", "coffee"}
+    assert found("--after", "2024-05", "--before", "2024-06") == by_file | {"astronaut"}
+    assert f"7 of 9 images were taken then, {len(by_file)} of them by the time of the file" in caplog.text
+    assert found("--after", "2024-05-31") == {"astronaut", "chelsea"}
+    assert found("--before", "2024") == {"coffee"} and found("--before", "2023-12-31") == set()
+    assert "0 of 9 images" in caplog.text
+    moved = place.photos / "2023.jpg"
+    (place.photos / "coffee.jpg").rename(moved)
+    monkeypatch.setattr(VLJEPA, "load", lambda run, device: pytest.fail("a moved image is not encoded"))
+    place.update()
+    assert column(place.index, "taken")["2023.jpg"] == "2023-12-31 23:59:59"
+
+
+@pytest.mark.parametrize("date", ["24", "2024-5", "2024-13", "2024-05-32", "2024-W05-1", "yesterday", ""])
+def test_find_refuses_what_is_no_date(date, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        search.parse(["find", "a cat", "--after", date])
+    assert f"invalid date value: {date!r}" in capsys.readouterr().err
+
+
+def test_watch_takes_up_changes_until_it_is_interrupted_and_no_file_half_written(place, monkeypatch, capsys):
+    """The clock is moved on in place of sleeping; `complete` is what a finished index holds."""
+    offset, steps = [0], []
+    now, photo = time.time_ns, next(place.photos.rglob("chelsea.jpg"))
+    whole, growing = photo.read_bytes(), place.photos / "growing.jpg"
+    monkeypatch.setattr(time, "time_ns", lambda: now() + offset[0])
+
+    def half_written():
+        growing.write_bytes(whole[: len(whole) // 2])
+
+    def settled():
+        growing.write_bytes(whole + b"a comment")
+
+    def wait():
+        offset[0] += 3 * 10**9
+
+    def changed():
+        Image.new("RGB", (64, 64), "green").save(place.photos / "coffee.jpg")
+        wait()
+
+    def gone():
+        photo.unlink()
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    todo = iter([half_written, settled, wait, changed, gone, interrupt])
+
+    def sleep(seconds):
+        steps.append((seconds, set(column(place.index, "row")), column(place.index, "digest")["coffee.jpg"]))
+        next(todo)()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert place.search("index", place.photos, "--watch", 0.5) == 130
+    first, half, still, taken, other, last = steps
+    assert {seconds for seconds, *_ in steps} == {0.5} and len(first[1]) == len(PHOTOS)
+    assert first == half == still and taken[1] == first[1] | {"growing.jpg"}
+    assert other[1] == taken[1] and other[2] != taken[2]
+    assert last[1] == taken[1] - {"two words/chelsea.jpg"}
+    assert select(place.index, "SELECT CAST(value AS TEXT) FROM meta WHERE key = 'complete'") == [("1",)]
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4 and "8 indexed + 0 damaged" in out[-1] and "1 gone" in out[-1]
+
+
 def test_duplicates_are_copies_and_not_other_photographs(place, capsys):
     photo = next(place.photos.rglob("chelsea.jpg"))
     for n in range(25):
@@ -658,11 +748,13 @@ def test_index_that_points_outside_its_folder_is_refused(place, loaded, path):
     assert not (place.root / "sheet.html").exists()
 
 
+DATED = ("find", "a cat", "--before", "2024")
 NONSENSE = """
 UPDATE images SET row = x'00' WHERE id = 2; UPDATE images SET row = zeroblob(20); UPDATE images SET row = 5;
 UPDATE images SET row = CAST(x'007e' || substr(row, 3) AS BLOB) WHERE id = 1;
 UPDATE images SET path = 7 WHERE id = 1; UPDATE images SET path = x'' WHERE id = 1;
 UPDATE images SET sketch = CAST(x'007e' || substr(sketch, 3) AS BLOB); UPDATE images SET stamp = x'ff';
+UPDATE images SET taken = x'ff';
 UPDATE images SET sketch = CAST(x'007c' || substr(sketch, 3) AS BLOB); UPDATE images SET digest = x'ff' || id;
 UPDATE meta SET value = x'ff' WHERE key = 'model'; UPDATE meta SET value = NULL WHERE key = 'root';
 UPDATE meta SET value = 9; DELETE FROM meta WHERE key != 'format'; DELETE FROM meta;
@@ -672,7 +764,9 @@ UPDATE images SET row = x'123456'; DROP TABLE images; ALTER TABLE images DROP CO
 @pytest.mark.parametrize("statement", NONSENSE.split(";"))
 def test_index_with_nonsense_in_it_is_refused_or_answered(place, loaded, capsys, statement):
     edit(place.index, statement)
-    codes = [place.search(*words) for words in (("find", "a cat"), ("duplicates",), ("index", place.photos))]
+    codes = [
+        place.search(*words) for words in (("find", "a cat"), DATED, ("duplicates",), ("index", place.photos))
+    ]
     out, err = capsys.readouterr()
     assert set(codes) <= {0, 1} and "nan" not in out and (1 not in codes or "search: " in err)
 
@@ -715,7 +809,8 @@ def test_names_that_are_no_text_are_found_and_printed_harmlessly(place, loaded, 
 WRONG = """
 find; find --not snow; find a --top 0; find a --threshold 2; find a --json --null;
 find a --html photo.jpg; find a --grid a.jpg; index;
-index . --batch-size 0; duplicates --threshold 2; duplicates --run x"""
+index . --batch-size 0; index . --watch 0;
+find a --after 2024 --ann; duplicates --threshold 2; duplicates --run x"""
 
 
 @pytest.mark.parametrize("flags", ["", *WRONG.split(";")])
@@ -769,8 +864,8 @@ def test_time_of_a_video_is_told_and_the_sheets_show_its_frame(filmed, capsys):
 
 def test_another_number_of_frames_indexes_videos_alone_again(filmed):
     options = (filmed.photos, filmed.index, filmed.run, "cpu", filmed.cache)
-    assert update(*options)[1:] == (7, 0, 0, 0, 0)
-    assert update(*options, frames=3)[1:] == (7, 0, 2, 0, 0)
+    assert update(*options)[1:6] == (7, 0, 0, 0, 0)
+    assert update(*options, frames=3)[1:6] == (7, 0, 2, 0, 0)
     with opened(filmed.index) as store:
         assert store.frames() == (5 + 2 * 3, 3) and len(store.rows()[0]) == 11 and store.count() == 7
 
