@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 # What --recipe sets; any flag typed beside it wins. docs/EXPERIMENTS.md has the numbers behind them.
@@ -82,6 +83,7 @@ def flags():
     group = p.add_argument_group("run")
     add = group.add_argument
     add("--run", default="runs/default", help="run folder (default %(default)s)")
+    add("--tensorboard", action=switch, default=False, help="also log for TensorBoard, in private/ of RUN")
     add("--resume", action=switch, default=False, help="continue the run in RUN with its own recipe")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     add("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: all cores)")
@@ -106,6 +108,8 @@ def parse(argv):
     # argparse sets no default for a name the namespace already has, so what stays None was not typed.
     untouched = argparse.Namespace(**dict.fromkeys(vars(args)))
     typed = {name for name, value in vars(p.parse_args(argv, untouched)).items() if value is not None}
+    if args.tensorboard and not find_spec("tensorboard"):
+        raise ValueError("--tensorboard: it is not installed; pip install tensorboard")
     if args.questions and args.shards:
         raise ValueError("--questions: tars hold their own; train on those with --recipe answer")
     if args.questions and "csv" not in typed:
@@ -148,17 +152,6 @@ def build(args, data, device):
     return runs.Training(predictor, optimiser, log_scale, bias)
 
 
-def learning_rate(args, step, steps):
-    """The learning rate at `step`, 0 to steps - 1: it rises over the first share `warmup` of the steps, then
-    is constant or falls to 0 along half a cosine."""
-    rise = max(1, int(args.warmup * steps))
-    if step < rise:
-        return args.lr * (step + 1) / rise if args.warmup else args.lr
-    if args.schedule == "constant":
-        return args.lr
-    return args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
 def train_epoch(args, data, training, progress, each, process, stop):
     """One epoch, from `progress.step` on. Returns False when a signal in `stop` ended it early."""
     import torch
@@ -172,7 +165,7 @@ def train_epoch(args, data, training, progress, each, process, stop):
     training.predictor.train()
     for step in range(progress.step, len(batches)):
         kind, batch = batches[step]
-        rate = learning_rate(args, progress.epoch * len(batches) + step, args.epochs * len(batches))
+        rate = objective.learning_rate(args, progress.epoch * len(batches) + step, args.epochs * len(batches))
         for group in training.optimiser.param_groups:
             group["lr"] = rate
         loss = objective.loss_of(args, data, training, epoch, kind, batch, each, process)
@@ -220,8 +213,8 @@ def validate(args, data, training):
     return found, record
 
 
-def finish_epoch(args, data, training, progress, began, rank):
-    """Validate, print the line of the epoch, and save."""
+def finish_epoch(args, data, training, progress, began, rank, events):
+    """Validate, print the line of the epoch, and save. `events` writes the entry of the log elsewhere too."""
     from models import metrics, objective, report, runs
 
     pairs = objective.pairs_per_epoch(data)
@@ -230,7 +223,7 @@ def finish_epoch(args, data, training, progress, began, rank):
     found, held_out = validate(args, data, training)
     entry = dict(epoch=progress.epoch + 1, train_loss=lost.get("captions"), answer_loss=lost.get("answers"))
     steps = progress.step  # of an epoch. Resumed after the last of them, the optimiser has no rate yet.
-    rate = learning_rate(args, (progress.epoch + 1) * steps - 1, args.epochs * steps)
+    rate = objective.learning_rate(args, (progress.epoch + 1) * steps - 1, args.epochs * steps)
     entry |= dict(lr=rate, seconds=round(time.perf_counter() - began, 3))
     entry = {key: value for key, value in entry.items() if value is not None} | found
     is_best = progress.add(entry)
@@ -240,6 +233,8 @@ def finish_epoch(args, data, training, progress, began, rank):
             runs.save_model(args.run, training.predictor.state_dict(), record)
         save(args, data, training, progress)
         runs.log(args.run, entry)
+        if events:
+            events(entry)
     print(report.epoch_row(entry, args.epochs), flush=True)
     if "effective_rank" in found and (
         alarm := metrics.collapse_alarm(entry, len(data.held_out.image), args.loss)
@@ -329,12 +324,17 @@ def run_epochs(args, data, training, progress, process, stop):
         each = {kind: torch.compile(part) for kind, part in each.items()}
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
+    events = None
+    if args.tensorboard and process.rank == 0:
+        from models.events import writer
+
+        events = writer(args.run, progress.epoch + 1)
     stopped = False
     while not stopped and progress.epoch < args.epochs:
         began = time.perf_counter()
         stopped = not train_epoch(args, data, training, progress, each, process, stop)
         if not stopped:
-            finish_epoch(args, data, training, progress, began, process.rank)
+            finish_epoch(args, data, training, progress, began, process.rank, events)
     if stopped and process.rank == 0:
         save(args, data, training, progress)
     del each  # it holds on to the process group

@@ -1,4 +1,4 @@
-"""The batches of an epoch, and the loss of one, in one process or in several.
+"""The batches of an epoch, the learning rate and the loss of one, in one process or in several.
 
 A batch is of one kind: "captions" trains the predictor of captions, "answers" that of answers, and
 "question_only" the baseline that sees no image. `args` are the flags of train.py, `data` is what
@@ -17,6 +17,17 @@ from models.runs import LAST
 QUESTION_BATCH = 256  # pairs of an image and a question per step
 # Of the pairs, per epoch: answers are learned in 12 passes and captions in 20 (docs/EXPERIMENTS.md).
 QUESTION_SHARE = 0.6
+
+
+def learning_rate(args, step, steps):
+    """The learning rate at `step`, 0 to steps - 1: it rises over the first share `warmup` of the steps, then
+    is constant or falls to 0 along half a cosine."""
+    rise = max(1, int(args.warmup * steps))
+    if step < rise:
+        return args.lr * (step + 1) / rise if args.warmup else args.lr
+    if args.schedule == "constant":
+        return args.lr
+    return args.lr * (0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def batches(args, data, epoch):

@@ -29,14 +29,15 @@ LAST = Path("private", "last.safetensors")
 OLD = ("best.pt", "last.pt")  # of the format before this one
 # Flags that an older run lacks.
 NEWER = dict(questions="", text_head="none", views=0, caption_lists=False, follow_links=False)
+NEWER |= dict(tensorboard=False)
 NEEDED = dict(predictor=dict, towers=dict, recipe=dict, data=str, images=int, captions=int)  # of config.json
 # Flags of train.py that say where or how fast, not what: they stay out of the public files.
 LOCAL = ("cache", "run", "images", "device", "workers", "encode_batch", "quiet", "resume", "shard_features")
-LOCAL += ("follow_links",)
+LOCAL += ("follow_links", "tensorboard")
 
 # Flags that --resume lets change; the others are those of the run.
 FREE = {"resume", "epochs", "run", "csv", "questions", "images", "shards", "shard_features", "cache"}
-FREE |= {"device", "workers", "encode_batch", "quiet", "bf16", "compile", "follow_links"}
+FREE |= {"device", "workers", "encode_batch", "quiet", "bf16", "compile", "follow_links", "tensorboard"}
 
 
 @contextmanager

@@ -122,6 +122,14 @@ def test_only_the_page_imports_gradio():
     assert found == []
 
 
+def test_only_events_imports_tensorboard():
+    found = []
+    for path in FILES:
+        if name(path) != "models/events.py":
+            found += offenders(path, lambda m, _: "tensorboard" in m)
+    assert found == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_heavy_packages_are_imported_where_they_are_needed(path):
     """An import of seconds at module level is paid by --help and by models.metrics."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 import eval as evaluate
 import train
-from models import metrics, runs
+from models import metrics, objective, runs
 from models.features import encode_archive
 from models.predictor import Predictor
 from models.vljepa import VLJEPA
@@ -444,13 +444,40 @@ def test_recipe_sets_every_flag_that_has_no_default(recipe):
     assert [name for name, value in vars(args).items() if value is None] == []
 
 
+def test_tensorboard_gets_the_numbers_of_the_log_and_drops_those_of_a_killed_epoch(tiny_run, tmp_path):
+    """As TensorBoard's own reader finds them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    assert train.main(tiny_run.flags(run, "--epochs", "2", "--tensorboard")) == 0
+    killed = tmp_path / "last.safetensors"
+    shutil.copy(run / runs.LAST, killed)
+    assert train.main(tiny_run.flags(run, "--epochs", "3", "--tensorboard", "--resume")) == 0
+    shutil.copy(killed, run / runs.LAST)
+    assert train.main(tiny_run.flags(run, "--epochs", "4", "--tensorboard", "--resume")) == 0
+    found = accumulator.EventAccumulator(str(run / "private")).Reload()
+    entries = [json.loads(line) for line in (run / runs.LOG).read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4]
+    for name in entries[0].keys() - {"epoch"}:
+        read = [(event.step, pytest.approx(event.value)) for event in found.Scalars(name)]
+        assert [(entry["epoch"], entry[name]) for entry in entries] == read, name
+    assert "tensorboard" not in runs.load_config(run)["recipe"]
+
+
+def test_tensorboard_that_is_not_installed_is_said_at_once(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert train.main(["--tensorboard"]) == 1
+    assert (
+        capsys.readouterr().err == "train.py: --tensorboard: it is not installed; pip install tensorboard\n"
+    )
+
+
 def test_learning_rate_rises_then_falls():
     args = Namespace(lr=1.0, warmup=0.2, schedule="cosine")
-    rates = [train.learning_rate(args, step, 10) for step in range(10)]
+    rates = [objective.learning_rate(args, step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5)
     assert all(a > b for a, b in zip(rates[2:], rates[3:])) and 0 < rates[-1] < 0.05
     args = Namespace(lr=1.0, warmup=0.0, schedule="constant")
-    assert {train.learning_rate(args, step, 10) for step in range(10)} == {1.0}
+    assert {objective.learning_rate(args, step, 10) for step in range(10)} == {1.0}
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
