@@ -3,6 +3,7 @@
     python -m tools.experiments --csv train.csv --images images
     python -m tools.experiments ... --only retrieval "--recipe retrieval --dropout 0.3" --seeds 5
     python -m tools.experiments ... --eval-csv dev.csv      the final check, not for choosing
+    python -m tools.experiments --compare runs/a runs/b     runs that are there, side by side
 
 Without --eval-csv a recipe is scored on a sixth of the training images, held out, another sixth per seed.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from models import script
+from models.files import replacing
 
 # Name -> flags of train.py. All but the first three change one thing of `retrieval`.
 RECIPES = {
@@ -33,6 +35,7 @@ RECIPES = {
     "constant lr": "--recipe retrieval --schedule constant --warmup 0",
 }
 KEYS = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)]
+HELD_OUT_BY = ("data", "val_fraction", "seed")  # what decides which images are held out
 COLUMNS = "tower | recipe | flags | image to text R@1 / 5 / 10 | text to image | hub-corrected, both | s"
 
 
@@ -54,7 +57,57 @@ def parse(argv):
     )
     p.add_argument("--seeds", type=int, default=3, help="runs per recipe (default %(default)s)")
     p.add_argument("--cache", default=".cache/features.sqlite", help="feature cache (default %(default)s)")
+    group = p.add_argument_group("runs that are there")
+    what = "only print where these runs differ and what their best epochs gave, and plot every epoch"
+    group.add_argument("--compare", nargs="+", metavar="RUN", help=what)
+    group.add_argument("--out", default="compare.png", help="the plot (default %(default)s)", metavar="PNG")
     return p.parse_args(argv)
+
+
+def compare(folders, picture):
+    """Print a Markdown table with a column per run folder of train.py, and plot their logs."""
+    from models import runs
+
+    columns, logs = {}, {}
+    for folder in folders:
+        _, config, record = runs.load_model(folder)
+        lines = Path(folder, runs.LOG).read_text("utf-8").splitlines()
+        logs[folder] = {entry["epoch"]: entry for entry in map(json.loads, lines)}
+        towers = {f"{kind} tower": tower["name"] for kind, tower in config["towers"].items()}
+        facts = towers | {name: config[name] for name in ("data", "images", "captions")} | config["recipe"]
+        columns[folder] = (facts, logs[folder][record["epoch"]])
+    print(f"| | {' | '.join(folders)} |\n|{'---|' * (len(folders) + 1)}")
+    for part in (0, 1):
+        names = dict.fromkeys(name for column in columns.values() for name in column[part])
+        for name in names:
+            values = [column[part].get(name, "") for column in columns.values()]
+            if part or any(value != values[0] for value in values):
+                cells = [f"{v:.4g}" if isinstance(v, float) else str(v)[:40] for v in values]
+                print(f"| {name} | {' | '.join(cells)} |")
+    facts = [[column[0].get(name) for name in HELD_OUT_BY] for column in columns.values()]
+    if any(one != facts[0] for one in facts):
+        print("note: they hold out different images, so their numbers differ by more than the recipe")
+    plot(logs, picture)
+    print(f"wrote {picture}")
+
+
+def plot(logs, path):
+    """A PNG with a panel per number in the logs {run: {epoch: entry}}, and a line per run in each."""
+    from matplotlib.figure import Figure
+
+    names = dict.fromkeys(name for log in logs.values() for entry in log.values() for name in entry)
+    names = [name for name in names if name not in ("epoch", "seconds")]
+    rows = -(-len(names) // 3)
+    figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axis = figure.add_subplot(rows, 3, number)
+        for run, log in logs.items():
+            epochs = [epoch for epoch, entry in log.items() if name in entry]
+            axis.plot(epochs, [log[epoch][name] for epoch in epochs], ".-", label=run)
+        axis.set(title=name, xlabel="epoch")
+    figure.axes[0].legend()
+    with replacing(path) as new:
+        figure.savefig(new, format="png", dpi=120)
 
 
 def python(*command):
@@ -98,7 +151,9 @@ def cell(runs, row, keys):
 
 
 def work(args):
-    """Print a Markdown row for each tower and recipe as soon as it is done."""
+    """Print a Markdown row for each tower and recipe as soon as it is done, or compare runs."""
+    if args.compare:
+        return compare(args.compare, args.out)
     scored = args.eval_csv or "images held out of it"
     print(f"trained on {args.csv}, scored on {scored}, {args.seeds} seeds; percent, mean ± deviation")
     print(f"| {COLUMNS} |\n|{'---|' * 7}")
