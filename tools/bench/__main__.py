@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from models import script
 
-from . import kernels, timing, towers, videos, whole
+from . import indexing, kernels, timing, towers, videos, whole
 
 ROWS = dict(
     kernels=kernels.kernels,
@@ -25,6 +25,7 @@ ROWS = dict(
     captions=towers.captions,
     epoch=whole.epoch,
     scripts=whole.scripts,
+    index=indexing.indexing,
     search=whole.search,
     shards=whole.shards,
     loop=whole.loop,

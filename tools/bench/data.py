@@ -1,8 +1,13 @@
-"""What the rows measure on: captions of a CSV, CLIP with random weights, feature shards of random numbers."""
+"""What the rows measure on: captions of a CSV, sheets of its images, CLIP with random weights, feature shards
+of random numbers."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from PIL import Image
 
 PACKAGED = "efficientnet-lite0-stages"
 
@@ -21,6 +26,26 @@ def captions_of(args):
 def image_paths(args, count):
     """Paths of the first `count` images of the CSV."""
     return [Path(args.images, name) for name in list(captions_of(args))[:count]]
+
+
+def write_sheets(args, folder):
+    """Write `--count` JPEGs of 1024 x 768 pixels into `folder`, each of twelve images of the CSV, and return
+    their paths. Enlarged images would be blurred, and decode faster than photographs."""
+    from models.dataset import open_image
+
+    tiles = image_paths(args, args.count)
+
+    def write(number):
+        sheet = Image.new("RGB", (1024, 768))
+        for i in range(12):
+            tile = open_image(tiles[(number + 41 * i) % len(tiles)]).resize((256, 256))
+            sheet.paste(tile, (256 * (i % 4), 256 * (i // 4)))
+        path = Path(folder, f"{number:06}.jpg")
+        sheet.save(path, quality=90)
+        return path
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(write, range(args.count)))
 
 
 @contextmanager
