@@ -23,6 +23,18 @@ def parser(name, description):
     )
 
 
+def add_command(commands, name, what, example, parents=()):
+    """Add a subcommand. Its --help begins with `what`, and ends with the command line `example`."""
+    return commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=f"example:\n    {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
+
+
 def add_model_flags(arguments):
     """Add --run, --device and --quiet to a parser or an argument group."""
     arguments.add_argument(

@@ -111,8 +111,10 @@ def plot(logs, path):
 
 
 def python(*command):
-    """Run `python SCRIPT ...`, without its output. Raises CalledProcessError when it fails."""
-    subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    """Run `python SCRIPT ...`, without its output. ValueError when it fails; it has said why on stderr."""
+    words = list(map(str, command))
+    if code := subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL).returncode:
+        raise ValueError(f"python {shlex.join(words)}: ended with exit code {code}")
 
 
 def train(folder, *flags):
@@ -170,7 +172,7 @@ def work(args):
 
 
 def main(argv=None):
-    """Exit code: 0 done, 1 failed, 130 interrupted. A run that fails raises CalledProcessError."""
+    """Return the exit code, see models.script."""
     args = parse(argv)
     return script.run("experiments", lambda: work(args))
 

@@ -80,7 +80,7 @@ def main(argv=None):
         p.error(
             "name a captions file (--csv, --eval-csv) or a questions file (--questions, --eval-questions)"
         )
-    return script.run("linear", lambda: work(args))
+    return script.run("linear", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Pack captions, questions and their images or videos into WebDataset tars, for train.py --shards.
 
-python -m tools.pack --out runs/drawn-{:05}.tar
-python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
+    python -m tools.pack --out runs/drawn-{:05}.tar
+    python train.py --shards 'runs/drawn-{00000..00001}.tar' --run runs/shards
+
+The pattern of --out has one place for the number of the tar.
 """
 
 import io
@@ -9,6 +11,7 @@ import json
 import math
 import sys
 import tarfile
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from models import script
@@ -115,8 +118,10 @@ def main(argv=None):
     add_flag("--image-column", default="image_name", help="column of image names (default %(default)s)")
     columns = "column of captions, or several (default comment)"
     add_flag("--caption-column", nargs="+", default=["comment"], metavar="COLUMN", help=columns)
-    add_flag("--caption-lists", action="store_true", help="read a list in a field as several captions")
-    add_flag("--skip-bad", action="store_true", help="leave out images and lines that cannot be used")
+    lists = "read a list in a field as several captions"
+    add_flag("--caption-lists", action=BooleanOptionalAction, default=False, help=lists)
+    bad = "leave out images and lines that cannot be used"
+    add_flag("--skip-bad", action=BooleanOptionalAction, default=False, help=bad)
     add_flag("--out", required=True, metavar="PATTERN", help="tars to write, such as photos-{:05}.tar")
     add_flag("--per-shard", type=int, default=500, help="images per tar (default %(default)s)")
     script.add_follow_links(p)

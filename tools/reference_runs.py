@@ -70,7 +70,10 @@ FLICKR8K = Reference(
 
 
 def at(reference, folder):
-    """The Reference with {0} in its flags replaced by a folder, whose name may hold spaces."""
+    """The Reference with {0} in its flags replaced by a folder, whose name may hold spaces. FileNotFoundError
+    when it is not there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; --flickr8k names that of train.csv and dev.csv")
     place = shlex.quote(str(folder))
     return reference._replace(train=reference.train.format(place), score=reference.score.format(place))
 
@@ -89,8 +92,10 @@ def numbers(values, style=".1f"):
     return f"{' / '.join(texts[:3])}, {' / '.join(texts[3:])}"
 
 
-def work(references):
-    """Print measured | expected | difference for each Reference. Returns 1 when one is off, else 0."""
+def work(flickr8k):
+    """Print measured | expected | difference for each Reference, with a folder `flickr8k` also for that one.
+    Returns 1 when one is off, else 0."""
+    references = [*REFERENCES, *([at(FLICKR8K, flickr8k)] if flickr8k else [])]
     off = 0
     print("run | measured (image to text, text to image) | expected | difference")
     with TemporaryDirectory() as folder:
@@ -109,8 +114,7 @@ def main(argv=None):
     p = script.parser("python -m tools.reference_runs", __doc__)
     p.add_argument("--flickr8k", type=Path, metavar="DIR", help="folder with train.csv, dev.csv and images/")
     args = p.parse_args(argv)
-    extra = [at(FLICKR8K, args.flickr8k)] if args.flickr8k else []
-    return script.run("reference_runs", lambda: work([*REFERENCES, *extra]))
+    return script.run("reference_runs", lambda: work(args.flickr8k))
 
 
 if __name__ == "__main__":

@@ -389,7 +389,7 @@ def bench(args):
 def main(argv=None):
     """Return the exit code, see models.script."""
     args = parse(argv)
-    return script.run("video_bench", lambda: bench(args))
+    return script.run("video_bench", lambda: bench(args), args.quiet)
 
 
 if __name__ == "__main__":

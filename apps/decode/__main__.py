@@ -1,9 +1,11 @@
 """Captions for images: the nearest training captions, and new ones from a small decoder.
 
-python -m apps.decode train                                  train the decoder, from captions alone
-python -m apps.decode caption photo.jpg photos               images or folders of them
-python -m apps.decode caption photo.jpg --llm NAME           one more caption, by a language model
-python -m apps.decode score --csv caption.csv --held-out     BLEU-4 and CIDEr-D with 95 % intervals
+    python -m apps.decode train                                  train the decoder, from captions alone
+    python -m apps.decode caption photo.jpg photos               images or folders of them
+    python -m apps.decode caption photo.jpg --llm NAME           one more caption, by a language model
+    python -m apps.decode score --csv caption.csv --held-out     BLEU-4 and CIDEr-D with 95 % intervals
+
+The decoder of a run is in RUN/decoder.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from models.script import add_folder_flags, add_follow_links, add_model_flags, parser, run
+from models.script import add_command, add_folder_flags, add_follow_links, add_model_flags, parser, run
 
 NEAREST, DECODER = "nearest training caption", "decoder"  # rows of the table
 NEIGHBOURS = 40  # of the consensus; 5 to 320 were tried on held-out training images of Flickr8k
@@ -27,9 +29,10 @@ def parse(argv):
     common = argparse.ArgumentParser(add_help=False)
     add_model_flags(common)
     add(common, "--cache", ".cache/features.sqlite", "file that keeps the towers' outputs")
-    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = p.add_subparsers(dest="command", required=True)
 
-    t = commands.add_parser("train", parents=[common], help="train RUN/decoder, without images")
+    example = "python -m apps.decode train"
+    t = add_command(commands, "train", "train RUN/decoder, without images", example, [common])
     add(t, "--epochs", 6, "passes over the captions, but at least 300 steps")
     add(t, "--batch-size", 64, "captions per step")
     add(t, "--lr", 1.5e-3, "AdamW learning rate")
@@ -41,7 +44,8 @@ def parse(argv):
     add(t, "--temperature", 0.03, "of the projection onto the training captions, in cosine")
     add(t, "--seed", 0, "of weights, order, noise and dropout")
 
-    c = commands.add_parser("caption", parents=[common], help="captions for images")
+    example = "python -m apps.decode caption photo.jpg"
+    c = add_command(commands, "caption", "captions for images", example, [common])
     c.add_argument("image", nargs="+", help="image files or folders of them", metavar="IMAGE")
     add_folder_flags(c)
     add(c, "--nearest", 3, "how many of the nearest training captions to show")
@@ -51,7 +55,8 @@ def parse(argv):
         metavar="NAME",
     )
 
-    s = commands.add_parser("score", parents=[common], help="BLEU-4 and CIDEr-D over a captions file")
+    example = "python -m apps.decode score --csv caption.csv --held-out"
+    s = add_command(commands, "score", "BLEU-4 and CIDEr-D over a captions file", example, [common])
     s.add_argument("--csv", required=True, help="captions file with several captions per image")
     s.add_argument("--images", help="folder of the CSV's images (default: that of the run)", metavar="DIR")
     s.add_argument("--image-column", help="the CSV's column of image names (default: as in training)")
@@ -290,7 +295,7 @@ def work(args):
 def main(argv=None):
     """The exit code, see `models.script`."""
     args = parse(argv)
-    return run("decode", lambda: work(args))
+    return run("decode", lambda: work(args), args.quiet)
 
 
 if __name__ == "__main__":

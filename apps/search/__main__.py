@@ -36,7 +36,8 @@ def parse(argv):
     """The command line."""
     p = script.parser("python -m apps.search", __doc__)
     commands = p.add_subparsers(dest="command", required=True)
-    c = commands.add_parser("index", help="make or update the index of a folder")
+    example = "python -m apps.search index my_image_archive"
+    c = script.add_command(commands, "index", "make or update the index of a folder", example)
     what = "folder of images, videos and folders; hidden ones, system files and links are left out"
     c.add_argument("dir", help=what, metavar="DIR")
     script.add_folder_flags(c)
@@ -49,7 +50,8 @@ def parse(argv):
     )
     c.add_argument("--watch", nargs="?", type=float, const=1.0, help=watch, metavar="SECONDS")
     script.add_model_flags(c)
-    c = commands.add_parser("find", help="search by text, by image, or by both")
+    example = 'python -m apps.search find "a dog on a beach" --grid beach.png'
+    c = script.add_command(commands, "find", "search by text, by image, or by both", example)
     text = "what the images show; one sentence does better than several --and"
     c.add_argument("text", nargs="?", help=text, metavar="TEXT")
     c.add_argument("--image", help="find images like this file", metavar="FILE")
@@ -75,7 +77,8 @@ def parse(argv):
     ann = f"approximate search with usearch (default: above {EXACT_ROWS:,} images)"
     c.add_argument("--ann", action=argparse.BooleanOptionalAction, help=ann)
     script.add_model_flags(c)
-    c = commands.add_parser("duplicates", help="list identical files and near-duplicates")
+    example = "python -m apps.search duplicates --threshold 0.95"
+    c = script.add_command(commands, "duplicates", "list identical files and near-duplicates", example)
     c.add_argument("--threshold", type=float, default=NEAR, help="lowest cosine (default %(default)s)")
     script.add_quiet(c)
     for c in commands.choices.values():

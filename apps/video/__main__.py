@@ -53,11 +53,15 @@ def parse(argv):
     add("--skip-bad", action=flag, default=False, help=bad_help)
     commands = p.add_subparsers(dest="command", required=True)
 
-    c = commands.add_parser("embed", parents=[look], help="save the embeddings of a video and its frames")
+    what = "save the embeddings of a video and its frames"
+    example = "python -m apps.video embed runs/video.mp4 --out runs/video.safetensors"
+    c = script.add_command(commands, "embed", what, example, [look])
     c.add_argument("video", help="video file", metavar="VIDEO")
     c.add_argument("--out", required=True, help="file to write", metavar="FILE.safetensors")
 
-    c = commands.add_parser("watch", parents=[look], help="print words for each segment of a video")
+    what = "print words for each segment of a video"
+    example = "python -m apps.video watch runs/video.mp4 --strip runs/strip.png"
+    c = script.add_command(commands, "watch", what, example, [look])
     live_help = "video file, or - for a pipe or a device such as /dev/video0, which mean --stream"
     c.add_argument("video", help=live_help, metavar="VIDEO")
     how = c.add_mutually_exclusive_group()
@@ -73,12 +77,16 @@ def parse(argv):
     add("--strip", help="draw the segments with their words into this PNG", metavar="FILE.png")
     add("--cache", default=".cache/features.sqlite", help="feature cache, for captions (default %(default)s)")
 
-    c = commands.add_parser("find", parents=[look], help="print the moments that match a text, best first")
+    what = "print the moments that match a text, best first"
+    example = 'python -m apps.video find "a ship at sea" runs/video.mp4'
+    c = script.add_command(commands, "find", what, example, [look])
     c.add_argument("text", help="what to look for", metavar="TEXT")
     c.add_argument("video", help="video file", metavar="VIDEO")
     c.add_argument("--count", type=int, default=12, help="moments to print at most (default %(default)s)")
 
-    c = commands.add_parser("demo", parents=[model], help="make a video of images the run was not trained on")
+    what = "make a video of images the run was not trained on"
+    example = "python -m apps.video demo"
+    c = script.add_command(commands, "demo", what, example, [model])
     add = c.add_argument
     add("--out", default="runs/video.mp4", help="file to write (default %(default)s)", metavar="FILE.mp4")
     add("--seconds", type=at_least(2), default=60.0, help="length of the video (default %(default)s)")

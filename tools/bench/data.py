@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from PIL import Image
-
 PACKAGED = "efficientnet-lite0-stages"
 
 
@@ -31,6 +29,8 @@ def image_paths(args, count):
 def write_sheets(args, folder):
     """Write `--count` JPEGs of 1024 x 768 pixels into `folder`, each of twelve images of the CSV, and return
     their paths. Enlarged images would be blurred, and decode faster than photographs."""
+    from PIL import Image
+
     from models.dataset import open_image
 
     tiles = image_paths(args, args.count)

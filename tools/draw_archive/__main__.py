@@ -66,7 +66,8 @@ def parse(argv):
     p.add_argument("--font", default=FONT, help="path of NotoColorEmoji.ttf (default %(default)s)")
     p.add_argument(
         "--only-questions",
-        action="store_true",
+        action=BooleanOptionalAction,
+        default=False,
         help="write only the CSV of the questions; needs no font",
     )
     p.add_argument(
