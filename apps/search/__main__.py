@@ -119,6 +119,8 @@ def _check(p, args):
 
 def run_index(args):
     """Update the index, with --watch again and again, and print what became of the files."""
+    # Read when torch is imported: a thread that waits for another one leaves its core to those that decode.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = (args.device, args.cache, args.batch_size, args.quiet, args.exclude, args.follow_links)
     watched = args.watch is not None
     done = update(args.dir, args.index, args.run, *options, args.frames, settled=watched)
