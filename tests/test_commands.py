@@ -36,6 +36,7 @@ COMMANDS = {
     "-m tools.draw_archive": ["--out", "/dev/null/gone"],
     "-m tools.experiments": ["--compare", "gone"],
     "-m tools.linear": ["--csv", "gone.csv", "--eval-csv", "gone.csv"],
+    "-m tools.motion_bench": ["gone", "--runs", "gone"],
     "-m tools.pack": ["--csv", "gone.csv", "--out", "{}.tar"],
     "-m tools.pictures": None,  # runs others, and ends as they do
     "-m tools.prepare": ["coco", "gone.json"],
