@@ -177,15 +177,20 @@ def audio_only(path):
         container.mux(stream.encode())
 
 
-def cut_short(path):
-    """The index of the file comes first, and its frames end half way."""
-    whole = path.with_name("whole.mp4")
-    with av.open(str(BIKES)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as target:
+def remuxed(path, out, **options):
+    """The video in another container."""
+    with av.open(str(path)) as source, av.open(str(out), "w", options=options) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
+    return out
+
+
+def cut_short(path):
+    """The index of the file comes first, and its frames end half way."""
+    whole = remuxed(BIKES, path.with_name("whole.mp4"), movflags="faststart")
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
 
 
@@ -422,17 +427,6 @@ def piped(write):
         os.dup2(kept, 0)  # closes the pipe, so that the thread ends
         os.close(kept)
         thread.join()
-
-
-def remuxed(path, out, **options):
-    """The video in another container."""
-    with av.open(str(path)) as source, av.open(str(out), "w", options=options) as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    return out
 
 
 def test_watch_of_a_pipe_decides_as_on_the_file(ask, world, tmp_path):
