@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.predictor import Linear, Predictor, dropout
+from models.layers import Linear, dropout
+from models.predictor import Predictor
 
 SIZES = dict(vision_dim=10, text_dim=6, hidden_dim=8)
 
