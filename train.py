@@ -217,7 +217,7 @@ def finish_epoch(args, data, training, progress, began, rank, events):
     """Validate, print the line of the epoch, and save. `events` writes the entry of the log elsewhere too."""
     from models import metrics, objective, report, runs
 
-    pairs = objective.pairs_per_epoch(data)
+    pairs = len(data.share)
     counts = dict(captions=len(data.text), answers=pairs, question_only=pairs)
     lost = {kind: total / counts[kind] for kind, total in progress.loss_sums.items()}
     found, held_out = validate(args, data, training)

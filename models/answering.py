@@ -30,7 +30,8 @@ def choose(predictor, features, bank, answer, image_of=None):
     for pairs in torch.arange(len(image_of)).split(CHUNK):
         inputs = [questions.rows[questions.question_of[pairs]]]
         if predictor.reads_image:
-            inputs += [features.image[image_of[pairs]], features.places[image_of[pairs]]]
+            images, which = image_of[pairs].unique(return_inverse=True)
+            inputs += [features.image[images], features.places[images], which]
         predicted = predictor(*(rows.to(device) for rows in inputs))
         best = (predicted @ answer.T).max(1)
         chosen += best.indices.tolist()

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 from models import distributed, losses
+from models.predictor import mirror
 from models.runs import LAST
 
 QUESTION_BATCH = 256  # pairs of an image and a question per step
-# Of the pairs, per epoch: answers are learned in 12 passes and captions in 20 (docs/EXPERIMENTS.md).
-QUESTION_SHARE = 0.6
 
 
 def learning_rate(args, step, steps):
@@ -40,18 +39,15 @@ def batches(args, data, epoch):
         order = torch.randperm(len(data.image)).to(device)[data.image_of].argsort(stable=True)
     found = {"captions": order.split(args.batch_size) if len(order) else ()}
     if data.questions is not None:
-        pairs = torch.randperm(len(data.questions.answers))[: pairs_per_epoch(data)].to(device)
+        # An image's questions stand together, so that a batch reads its places once.
+        image_order = torch.randperm(len(data.image)).to(device)
+        pairs = image_order[data.questions.image_of].argsort(stable=True)
         found["answers"] = found["question_only"] = pairs.split(QUESTION_BATCH)
     mixed = []
     for kind, split in found.items():
         mixed += [((i + 0.5) / len(split), kind, batch) for i, batch in enumerate(split)]
     mixed.sort(key=lambda item: item[:2])
     return [(kind, batch) for _, kind, batch in mixed]
-
-
-def pairs_per_epoch(data):
-    """How many pairs of an image and a question an epoch visits."""
-    return math.ceil(QUESTION_SHARE * len(data.share))
 
 
 def loss_of(args, data, training, epoch, kind, batch, each, process):
@@ -75,18 +71,26 @@ def _caption_loss(args, data, training, epoch, captions, each, process):
 
 
 def _answer_loss(args, data, predictor, pairs, each, process):
-    """Softmax over the bank of answers, for pairs (B,) of an image and a question."""
+    """Softmax over the bank of answers, for pairs (B,) of an image and a question, an image's pairs together.
+    Half the images that may be are mirrored, and left and right in their answers swapped."""
     mine = process.share(len(pairs))
-    own, questions = pairs[mine], data.questions
+    questions, answer_of = data.questions, data.answer_of[pairs]
     seen = dict(question=questions.rows[_wordings(questions, pairs)[mine]])
     if predictor.reads_image:
-        images = questions.image_of[own]
-        seen |= dict(image=data.image[images], places=data.places[images])
+        images, image_of = questions.image_of[pairs].unique_consecutive(return_inverse=True)
+        fixed = image_of[~data.has_mirror[pairs]].bincount(minlength=len(images)) > 0
+        mirrored = (torch.rand(len(images)) < 0.5).to(fixed.device) & ~fixed  # (images,)
+        answer_of = torch.where(mirrored[image_of, None], data.mirror[answer_of], answer_of)
+        own = image_of[mine].unique()  # the images of this process
+        first = int(own[:1].sum())
+        places = mirror(data.places[images[own]], mirrored[own])
+        seen |= dict(image=data.image[images[own]], places=places)
+        seen |= dict(image_of=image_of[mine] - first, image_rows=(first, len(images)))
     with _precision(args, process):
         rows = each(**seen, rows=(mine.start, len(pairs)))  # (share, members * Dt)
     members = len(predictor.members)
     predicted = distributed.gather(rows.float(), len(pairs)).chunk(members, dim=1)
-    right = (data.answer, data.answer_of[pairs], data.share[pairs])
+    right = (data.answer, answer_of, data.share[pairs])
     scale = predictor.log_scale.exp().clamp_max(losses.MAX_SCALE)
     return sum(losses.answer_bank(member, *right, scale) for member in predicted) / members
 

@@ -11,9 +11,13 @@ from models.temporal import TIMES
 
 # Of the networks that answer questions; docs/EXPERIMENTS.md has what else was tried.
 WIDTH = 512
-PLACE_WIDTH = 256
-HEADS = 4
+HEADS = 8
+KEY_WIDTH = 32  # of a head
+VALUE_WIDTH = 64
+WHERE_WIDTH = 256
 COORDINATES = 5
+COORDINATE_SCALE = 3.0  # so that they weigh as much as a standardised feature of the question
+PLACES_DROPOUT = 0.4  # of input_dropout
 KNOWN = 2048  # questions kept to tell unlike ones from
 TEXT_HIDDEN = 1024  # of the residual text head
 
@@ -153,7 +157,8 @@ class QueryPredictor(nn.Module):
     def standardise(self, image, places, questions):
         """Take means and deviations of the inputs from training features: image (N, vision_dim), places
         (N, P, places_dim). Keep some of the questions (K, text_dim), to tell unlike ones from them."""
-        self.answers.standardise(image, places)
+        self.answers.standardise(questions, image, places)
+        self.question_only.standardise(questions)
         spread = torch.linspace(0, len(questions) - 1, len(self.known)).round().long()
         self.known.copy_(questions[spread])
 
@@ -169,9 +174,10 @@ class QueryPredictor(nn.Module):
 
 
 class AnswerPredictor(nn.Module):
-    """Questions (B, text_dim), images (B, vision_dim) and places (B, P, places_dim) -> (B, text_dim) unit
-    rows, the mean of `members` networks. With `vision_dim` 0 it reads the question alone. `log_scale` is
-    log(1 / temperature) of its loss, `time` as in Predictor."""
+    """Questions (B, text_dim), images (N, vision_dim) and places (N, P, places_dim) -> (B, text_dim) unit
+    rows, the mean of `members` networks. `image_of` (B,) is the image of each question; without it each has
+    its own. With `vision_dim` 0 it reads the question alone. `log_scale` is log(1 / temperature) of its loss,
+    `time` as in Predictor."""
 
     def __init__(
         self,
@@ -187,7 +193,7 @@ class AnswerPredictor(nn.Module):
         self.reads_image = vision_dim > 0
         self.read = TIMES[time]
         vision_dim = self.read(torch.empty(0, vision_dim)).shape[1]
-        for name, dim in (("", vision_dim), ("places_", places_dim)):
+        for name, dim in (("", vision_dim), ("places_", places_dim), ("question_", text_dim)):
             self.register_buffer(f"{name}mean", torch.zeros(dim))
             self.register_buffer(f"{name}std", torch.ones(dim))
         if self.reads_image:
@@ -200,42 +206,53 @@ class AnswerPredictor(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(14.3)))
 
     @torch.no_grad()
-    def standardise(self, image, places):
+    def standardise(self, questions, image=None, places=None):
         """Take mean and deviation of each feature from the training set, of places from 1,024 images."""
-        some = torch.arange(0, len(places), max(1, len(places) // 1024))
-        _fit(self.mean, self.std, self.read(image))
-        _fit(self.places_mean, self.places_std, places[some].flatten(0, 1))
+        _fit(self.question_mean, self.question_std, questions)
+        if self.reads_image:
+            some = torch.arange(0, len(places), max(1, len(places) // 1024))
+            _fit(self.mean, self.std, self.read(image))
+            _fit(self.places_mean, self.places_std, places[some].flatten(0, 1))
 
     def attention(self, question, places):
         """(B, P) float32 that sums to 1: where the members look, the mean over their heads."""
+        image_of = torch.arange(len(question), device=question.device)
         question, places = self._scaled(question, places)
-        weights = [member.look(question, places)[1].mean(2) for member in self.members]
-        return sum(weights) / len(weights)
+        scores = [member.look(question, places, image_of)[0] for member in self.members]
+        return torch.stack(scores).softmax(3).mean((0, 2))
 
     def _scaled(self, question, places):
-        """Questions of deviation 1 and standardised places."""
-        return question * question.shape[1] ** 0.5, (places - self.places_mean) / self.places_std
+        """Standardised questions and places."""
+        question = (question - self.question_mean) / self.question_std
+        return question, (places - self.places_mean) / self.places_std
 
-    def each(self, question, image=None, places=None, rows=None):
-        """The prediction of each member, a list of (B, text_dim) unit rows; `rows` as in Predictor.each."""
+    def each(self, question, image=None, places=None, image_of=None, rows=None, image_rows=None):
+        """The prediction of each member, a list of (B, text_dim) unit rows. `rows` of the questions and
+        `image_rows` of the images are as in Predictor.each."""
         if self.reads_image:
+            if image_of is None:
+                image_of = torch.arange(len(question), device=question.device)
             question, places = self._scaled(question, places)
-            inputs = (question, (self.read(image) - self.mean) / self.std, places)
+            image = (self.read(image) - self.mean) / self.std
+            inputs = (question, image, places, image_of, rows, image_rows)
         else:
-            inputs = (question * question.shape[1] ** 0.5,)
-        return [F.normalize(member(*inputs, rows=rows), dim=-1) for member in self.members]
+            inputs = ((question - self.question_mean) / self.question_std, rows)
+        return [F.normalize(member(*inputs), dim=-1) for member in self.members]
 
-    def forward(self, question, image=None, places=None):
+    def forward(self, question, image=None, places=None, image_of=None):
         """(B, text_dim) unit rows, the mean of the members."""
-        return F.normalize(sum(self.each(question, image, places)), dim=-1)
+        return F.normalize(sum(self.each(question, image, places, image_of)), dim=-1)
 
 
 class Attention(nn.Module):
     """One network that reads a question and looks where it asks.
 
-    The question scales and shifts the features of every place (FiLM, Perez et al. 2018), attention with
-    `HEADS` heads sums the places up, and an MLP reads the sums, the image, the question, and their
-    product."""
+    The question is the query of attention with `HEADS` heads over the places. An MLP reads what the heads
+    see, where they look, how well the best place fits, the image, the question, and their product.
+
+    Where the heads look passes by the dropout of the rest, because few numbers tell the side of a thing. In
+    training, `dropout` is also the share of questions that are answered without the image's row, so that
+    attention is trained where that row would do, too (docs/EXPERIMENTS.md)."""
 
     def __init__(self, text_dim, vision_dim, places_dim, dropout, input_dropout):
         super().__init__()
@@ -243,35 +260,43 @@ class Attention(nn.Module):
         self.input_dropout = input_dropout
         self.image = Linear(vision_dim, WIDTH)
         self.question = Linear(text_dim, WIDTH)
-        self.place = nn.Linear(places_dim + COORDINATES, PLACE_WIDTH)
-        self.film = Linear(text_dim, 2 * PLACE_WIDTH)
-        self.score = nn.Linear(PLACE_WIDTH, HEADS)
-        self.seen = Linear(HEADS * PLACE_WIDTH, WIDTH)
-        self.up = Linear(4 * WIDTH, 2 * WIDTH)
+        self.query = Linear(text_dim, HEADS * KEY_WIDTH)
+        self.key = nn.Linear(places_dim + COORDINATES, HEADS * KEY_WIDTH)
+        self.value = nn.Linear(places_dim + COORDINATES, HEADS * VALUE_WIDTH)
+        self.seen = Linear(HEADS * VALUE_WIDTH, WIDTH)
+        self.where = Linear(HEADS * (COORDINATES + 1) + text_dim, WHERE_WIDTH)
+        self.up = Linear(4 * WIDTH + WHERE_WIDTH, 2 * WIDTH)
         self.down = Linear(2 * WIDTH, text_dim)
 
-    def forward(self, question, image, places, rows=None):
+    def forward(self, question, image, places, image_of, rows=None, image_rows=None):
         """(B, text_dim), the answers before the norm."""
 
-        def drop(x, p):
+        def drop(x, p, rows=rows):
             return dropout(x, p, self.training, rows)
 
-        local, weights = self.look(question, drop(places.flatten(1), self.input_dropout).view_as(places))
-        seen = (weights.mT @ local).flatten(1)  # (B, HEADS * PLACE_WIDTH)
+        some = drop(places.flatten(1), PLACES_DROPOUT * self.input_dropout, image_rows).view_as(places)
+        scores, values = self.look(question, some, image_of)
+        weights = scores.softmax(2)
+        seen = (weights[:, :, None] @ values)[:, :, 0].flatten(1)  # (B, HEADS * VALUE_WIDTH)
         seen = F.gelu(self.seen(drop(seen, self.dropout / 2)))
-        image = F.gelu(self.image(drop(image, self.input_dropout)))
+        where = COORDINATE_SCALE * (weights @ coordinates(places[:1])[0])  # (B, HEADS, COORDINATES)
+        fit = scores.logsumexp(2) - math.log(scores.shape[2])  # (B, HEADS)
+        where = F.gelu(self.where(torch.cat([where.flatten(1), fit, question], dim=1)))
+        image = F.gelu(self.image(drop(image, self.input_dropout, image_rows)))[image_of]
+        image = image * (drop(torch.ones_like(image[:, :1]), self.dropout) > 0)
         question = F.gelu(self.question(question))
-        x = torch.cat([image, question, image * question, seen], dim=1)  # (B, 4 * WIDTH)
-        x = F.gelu(self.up(drop(x, self.dropout)))
+        x = drop(torch.cat([image, question, image * question, seen], dim=1), self.dropout)
+        x = F.gelu(self.up(torch.cat([x, where], dim=1)))
         return self.down(drop(x, self.dropout))
 
-    def look(self, question, places):
-        """(features of the places, as the question scales and shifts them (B, P, PLACE_WIDTH); the attention
-        of each head over the places (B, P, HEADS), which sums to 1)."""
-        scale, shift = self.film(question)[:, None].chunk(2, dim=2)  # (B, 1, PLACE_WIDTH)
-        local = self.place(torch.cat([places, coordinates(places)], dim=2))  # (B, P, PLACE_WIDTH)
-        local = F.gelu(local * (1 + scale) + shift)
-        return local, self.score(local).softmax(dim=1)
+    def look(self, question, places, image_of):
+        """(scores (B, HEADS, P), whose softmax is the attention over the places; the values of the places
+        (B, HEADS, P, VALUE_WIDTH))."""
+        places = torch.cat([places, coordinates(places)], dim=2)
+        keys = self.key(places).unflatten(2, (HEADS, KEY_WIDTH)).permute(0, 2, 3, 1)
+        values = F.gelu(self.value(places)).unflatten(2, (HEADS, VALUE_WIDTH)).transpose(1, 2)
+        query = self.query(question).view(-1, HEADS, 1, KEY_WIDTH)
+        return (query @ keys[image_of])[:, :, 0] / KEY_WIDTH**0.5, values[image_of]
 
 
 def coordinates(places):
@@ -281,6 +306,13 @@ def coordinates(places):
     along = torch.linspace(-1, 1, side, device=places.device)
     y, x = (grid.flatten() for grid in torch.meshgrid(along, along, indexing="ij"))  # (P,)
     return torch.stack([y, x, y * y, x * x, x * y], dim=1).expand(len(places), -1, -1)
+
+
+def mirror(places, which):
+    """(B, P, Dp): places of a square grid, swapped left to right where `which` (B,) says so."""
+    side = math.isqrt(places.shape[1])
+    grid = places.unflatten(1, (side, side))  # (B, down, across, Dp)
+    return torch.where(which[:, None, None, None], grid.flip(2), grid).flatten(1, 2)
 
 
 class LinearHead(nn.Module):

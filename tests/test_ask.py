@@ -20,7 +20,7 @@ from tests.models.test_distributed import torchrun
 from tools import pack
 
 HEADER = ("image_name", "question", "answer", "type")
-FLAGS = ["--recipe", "answer", "--epochs", "8", "--hidden", "16"]
+FLAGS = ["--recipe", "answer", "--epochs", "8", "--hidden", "16", "--lr", "5e-3"]
 
 
 @pytest.fixture(scope="session")

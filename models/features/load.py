@@ -42,6 +42,8 @@ class Data:
     answer: torch.Tensor  # (A, Dt), the bank's embeddings
     answer_of: torch.Tensor  # (Q, W), the right answers of each pair
     share: torch.Tensor  # (Q, W), see Questions.right
+    mirror: torch.Tensor  # (A,), the answers about mirrored images
+    has_mirror: torch.Tensor  # (Q,), see Questions.mirrored
 
     @property
     def has_held_out(self):
@@ -102,13 +104,14 @@ def _examples(rows, names, most=3):
 
 
 def _answers(args, train, text, device):
-    """(questions, bank, answer, answer_of, share) for Data, on the device."""
+    """(questions, bank and the tensors about answers) for Data, on the device."""
     questions = train.questions
     if questions is None:
-        return None, {}, torch.empty(0, text.dim), torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 1)
+        none = torch.empty(0, dtype=torch.int64)
+        return None, {}, torch.empty(0, text.dim), none[:, None], torch.empty(0, 1), none, none
     bank = questions.bank()
     answer = encode_texts(list(bank), text, args.cache, args.quiet).to(device)
-    right = [found.to(device) for found in questions.right(bank)]
+    right = [found.to(device) for found in (*questions.right(bank), *questions.mirrored(bank))]
     return questions.to(device), bank, answer, *right
 
 

@@ -3,10 +3,12 @@
     questions = encode_questions(rows, names, encode)   # Questions: Q pairs of an image and a question
     bank = questions.bank()                             # {answer: number of rows}, most frequent first
     answer_of, share = questions.right(bank)            # (Q, W) each: the right answers of each pair
+    mirror, has_mirror = questions.mirrored(bank)       # (A,), (Q,): the answers about mirrored images
 
 Several rows with one image and one question are one pair with several right answers.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,6 +16,8 @@ from itertools import chain
 import torch
 
 from models.dataset import reworded
+
+SWAPPED = dict(left="right", right="left")
 
 
 @dataclass
@@ -71,6 +75,27 @@ class Questions:
         return torch.tensor(answer_of).view(-1, width), torch.tensor(share, dtype=torch.float32).view(
             -1, width
         )
+
+    def mirrored(self, bank):
+        """(mirror (A,) int64, has_mirror (Q,) bool): of each answer the one with left and right swapped, and
+        of each pair whether these answer it about the mirrored image. They do not if `bank` lacks one, or if
+        the question says left or right and no answer does."""
+        number = {answer: i for i, answer in enumerate(bank)}
+        swapped = {answer: swap_sides(answer) for answer in bank}
+        mirror = torch.tensor([number.get(swapped[answer], i) for answer, i in number.items()])
+        neutral = torch.tensor([swap_sides(text) == text for text in self.texts])
+        sided = [any(swapped[answer] != answer for answer in answers) for answers in self.answers]
+        known = [all(swapped[answer] in number for answer in answers) for answers in self.answers]
+        return mirror, torch.tensor(known) & (torch.tensor(sided) | neutral[self.question_of])
+
+
+def swap_sides(text):
+    """A text with left and right swapped.
+
+    >>> swap_sides("on the left")
+    'on the right'
+    """
+    return re.sub(r"\b(left|right)\b", lambda found: SWAPPED[found[0].lower()], text, flags=re.IGNORECASE)
 
 
 def encode_questions(rows, image_names, encode):

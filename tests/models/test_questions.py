@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from models import answering
-from models.dataset import VisionTextDataset, read_questions
+from models.dataset import Row, VisionTextDataset, read_questions
 from models.features import encode_archive
 from models.features.cache import opened
 from models.features.places import path_of
+from models.features.questions import encode_questions
 from models.losses import answer_bank
-from models.predictor import Predictor, QueryPredictor, coordinates
+from models.predictor import Predictor, QueryPredictor, coordinates, mirror
 from tests.conftest import Letters, Pixels, make_archive, write_csv
 
 HEADER = ("image_name", "question", "answer", "type")
@@ -169,17 +170,53 @@ def test_members_have_under_five_million_parameters():
     assert sum(p.numel() for p in query.answers.parameters()) < 5e6
 
 
-def test_each_predicts_the_rows_of_a_share(query):
-    """Dropout of a share of a batch is that of the whole batch."""
+def test_each_predicts_the_rows_of_a_share():
+    """Dropout of a share of a batch is that of the whole batch, where questions share images too."""
     image, places, question = inputs(6)
-    query.train()
+    image_of = torch.tensor([0, 0, 1, 1, 1, 2])
+    answers = QueryPredictor(24, 26, 16, 0.5, 0.5, 2, places_dim=3).answers
     torch.manual_seed(3)
-    whole = query.answers.each(question, image, places)
-    for rows in (slice(0, 2), slice(2, 6)):
+    whole = answers.each(question, image[:3], places[:3], image_of)
+    for rows, own in ((slice(0, 3), slice(0, 2)), (slice(3, 6), slice(1, 3))):
         torch.manual_seed(3)
-        part = query.answers.each(question[rows], image[rows], places[rows], rows=(rows.start, 6))
+        inputs_of_share = (question[rows], image[own], places[own], image_of[rows] - own.start)
+        part = answers.each(*inputs_of_share, rows=(rows.start, 6), image_rows=(own.start, 3))
         for member, found in zip(whole, part):
             assert (member[rows] - found).abs().max() < 1e-5
+
+
+def test_questions_that_share_an_image_are_answered_as_if_each_had_its_own(query):
+    image, places, question = inputs()
+    image_of = torch.tensor([2, 0, 0, 1, 2])
+    shared = query.answers(question, image, places, image_of)
+    assert (shared - query(image[image_of], places[image_of], question)).abs().max() < 1e-6
+
+
+def test_mirror_swaps_left_and_right_where_it_is_asked_to():
+    places = torch.arange(18.0).view(2, 9, 1)
+    found = mirror(places, torch.tensor([False, True]))
+    assert torch.equal(found[0], places[0])
+    assert found[1, :, 0].tolist() == [11, 10, 9, 14, 13, 12, 17, 16, 15]
+
+
+MIRRORED = [  # question, answer, the answer about the mirrored image
+    ("Which side?", "left", "right"),
+    ("Is it left or right?", "right", "left"),
+    ("Where?", "on the Left", None),  # no answer says "on the right"
+    ("What is it?", "a disc", "a disc"),
+    ("Is it left of the disc?", "no", None),  # the answer may change
+    ("Is it bright?", "no", "no"),
+]
+
+
+def test_answers_about_the_mirrored_image_swap_left_and_right():
+    rows = [Row(f"{i}.jpg", question, answer, i) for i, (question, answer, _) in enumerate(MIRRORED)]
+    questions = encode_questions(rows, [row.image_name for row in rows], Letters().encode)
+    bank = list(questions.bank())
+    swapped, has_mirror = questions.mirrored(bank)
+    assert has_mirror.tolist() == [other is not None for *_, other in MIRRORED]
+    for _, answer, other in MIRRORED:
+        assert other in (None, bank[swapped[bank.index(answer)]])
 
 
 def test_coordinates_tell_left_from_right():
