@@ -3,8 +3,8 @@
     with open("clip.mp4", "rb") as file:
         found = frames_at(file, "clip.mp4", lambda end: [0.25 * end, 0.75 * end])  # [(time, PIL image), ...]
 
-All packets are read, which takes a hundredth of the time of decoding them. They say when each frame is shown
-and from which of them decoding can begin. For each time that is asked for, decoding begins at the key frame
+All packets are read, and few are decoded. They say when each frame is shown and from which of them decoding
+can begin. For each time that is asked for, decoding begins at the key frame
 before it, unless it has come as far already.
 """
 
@@ -113,11 +113,11 @@ class _Walk:
         self.tick = float(reader.stream.time_base)
         self.now = -1  # number of the packet that was decoded last
         self.landed = 0  # timestamp of the packet at which decoding began
+        self.start = None  # timestamp of the first frame, in seconds
         self.decoded = self.frames()
         self.coming = next(self.decoded, None)  # the (frame, Look) after `shown`
         if self.coming is None:
             raise ValueError(f"{reader.name}: not one frame can be decoded")
-        self.start = self.coming[0].time
         self.shown = self.coming
         self.keys = sorted(packets.keys)
 
@@ -154,7 +154,7 @@ class _Walk:
     def frames(self):
         """Yield (frame, Look) from the next key frame of the file on."""
         reader = self.reader
-        for packet in reader.video.demux(reader.stream):
+        for packet in reader.demux():
             if self.landed is None and packet.size and not packet.is_keyframe:
                 continue
             if packet.size and not packet.is_discard:
@@ -165,4 +165,7 @@ class _Walk:
             for frame in reader.frames(packet):
                 if frame.is_corrupt or frame.time is None:
                     raise Unreliable("a frame is damaged, or has no time")
+                self.start = frame.time if self.start is None else self.start
+                reader.report.decoded += 1
+                reader.report.end = frame.time - self.start  # for the message of an error
                 yield frame, look_of(reader.stream, self.opened_as)

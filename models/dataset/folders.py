@@ -29,6 +29,7 @@ class Walk(NamedTuple):
     files: dict  # {path below the folder, with slashes: os.stat_result}, sorted
     left_out: Counter  # {reason: how many files}
     suffixes: Counter  # {suffix: how many files} of the other files
+    videos: set  # paths; of those in `files`
 
     @property
     def seen(self):
@@ -38,7 +39,7 @@ class Walk(NamedTuple):
     def parts(self, *kinds):
         """The counts of which `seen` is the sum, as a list of text. `kinds` say in place of "N images" what
         became of the files."""
-        videos = sum(os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES for path in self.files)
+        videos = len(self.videos & self.files.keys())
         found = [f"{len(self.files) - videos:,} images"] + ([f"{videos:,} videos"] if videos else [])
         parts = list(kinds) or found
         common = ", ".join(f"{count:,} {suffix}" for suffix, count in self.suffixes.most_common(3))
@@ -120,7 +121,7 @@ def walk(root, exclude=(), follow_links=False, deep=True):
     hidden and system files and folders, with all that is in them, and what matches a pattern of `exclude`: a
     name, or a path below the folder. With `follow_links` a link is read under its own name, unless it leads
     to a file or a folder that is read anyway, so links in a circle end."""
-    walked = Walk({}, Counter({"excluded": 0} if exclude else {}), Counter())
+    walked = Walk({}, Counter({"excluded": 0} if exclude else {}), Counter(), set())
     patterns = [pattern.rstrip("/") for pattern in exclude]
     scanner = _Scanner(os.fspath(root), patterns, follow_links, deep, walked)
     scanner.enter("", os.stat(root))
@@ -132,8 +133,7 @@ class _Scanner:
     """The folders and links still to look at, and what is read already."""
 
     def __init__(self, root, exclude, follow_links, deep, walked):
-        images, self.heic = image_suffixes()
-        self.suffixes = images | VIDEO_SUFFIXES
+        self.suffixes, self.heic = image_suffixes()
         self.root, self.exclude, self.deep, self.walked = root, exclude, deep, walked
         self.follow_links = follow_links
         self.folders, self.links = [], deque()
@@ -226,19 +226,25 @@ class _Scanner:
         suffix = os.path.splitext(path)[1].lower()
         if suffix in self.heic:
             self.leave_out(HEIC)
-        elif is_file and (suffix in self.suffixes or self.is_one_by_content(path, suffix)):
+        elif is_file and (kind := self.kind_of(path, suffix)):
             self.walked.files[path] = stat
+            if kind == "video":
+                self.walked.videos.add(path)
         else:
             self.leave_out(OTHERS)
             self.walked.suffixes[suffix or "without suffix"] += 1
 
-    def leave_out(self, why):
-        self.walked.left_out[why] += 1
-
-    def is_one_by_content(self, path, suffix):
-        """Whether a file of a suffix that does not tell is an image or a video."""
+    def kind_of(self, path, suffix):
+        """What a file is: image, video, or None for another one."""
+        if suffix in self.suffixes | VIDEO_SUFFIXES:
+            return "video" if suffix in VIDEO_SUFFIXES else "image"
         path = os.path.join(self.root, path)
         try:
-            return suffix in ("", ".ts") and (is_video(path) or bool(format_of(path)))
+            if suffix in ("", ".ts") and is_video(path):
+                return "video"
+            return "image" if not suffix and format_of(path) else None
         except OSError:
-            return False
+            return None
+
+    def leave_out(self, why):
+        self.walked.left_out[why] += 1

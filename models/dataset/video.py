@@ -212,6 +212,14 @@ class _Reader:
             report.left_out[UNSHOWN] = unshown
         report.seen = report.decoded + report.left_out.total()
 
+    def demux(self):
+        """Yield the packets of the stream as they come. ValueError for another stream that begins in
+        between, as in damaged files, which PyAV does not know of."""
+        try:
+            yield from self.video.demux(self.stream)
+        except IndexError:
+            raise ValueError(f"{self.name}: damaged, another stream begins in the middle of it") from None
+
     def packets(self):
         """Yield the packets of the stream, and count them. With `skip_bad`, go on behind what cannot be
         read."""
@@ -220,7 +228,7 @@ class _Reader:
         errors = 0
         while errors < MAX_ERRORS:
             try:
-                for packet in self.video.demux(self.stream):
+                for packet in self.demux():
                     errors = 0
                     self.report.seen += packet.size > 0
                     if packet.is_discard:

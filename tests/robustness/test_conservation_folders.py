@@ -10,22 +10,26 @@ import eval
 from apps.search import __main__ as search
 from models.dataset import walk
 from tests.conftest import draw_shape
+from tests.models.test_clips import write
 
 FOLDERS = (
     "2019 raw a.b photos.jpg @home .git .thumbnails @eaDir #recycle lost+found __MACOSX excluded".split()
 )
 FILES = """a.jpg B.PNG c.jpeg d.webp e.tif IMG_1 ü.gif ._a.jpg .DS_Store .x.png Thumbs.db desktop.ini
-THUMBS.DB notes.txt film.mp4 photo.psd README a.jpg.part skip.bmp""".split()
+THUMBS.DB notes.txt film.mp4 CLIP_1 photo.psd README a.jpg.part skip.bmp app.ts""".split()
+VIDEOS = {"film.mp4", "CLIP_1"}
 IMAGES = set("a.jpg B.PNG c.jpeg d.webp e.tif IMG_1 ü.gif skip.bmp".split())
 NOT_READ = set(".git .thumbnails @eaDir #recycle lost+found __MACOSX excluded skip.bmp".split())
 SHAPES = ("a red ellipse", "a blue line")
 
 
 def generate(root, seed):
-    """A folder of 0 to 60 files in folders of folders, with links. Returns the paths that hold images."""
+    """A folder of 0 to 60 files in folders of folders, with links. Returns the paths that hold images or
+    videos."""
     choose = random.Random(seed)
     jpeg = root.parent / "shape.jpg"
     draw_shape("red", "ellipse").save(jpeg)
+    clip = write(root.parent / "shape.mkv", [draw_shape("blue", "line")] * 3).read_bytes()
     folders, images = [root], set()
     root.mkdir()
     for _ in range(choose.randrange(12)):
@@ -34,7 +38,8 @@ def generate(root, seed):
         folders.append(folder)
     for _ in range(choose.randrange(60)):
         path = choose.choice(folders) / choose.choice(FILES)
-        path.write_bytes(jpeg.read_bytes() if path.name in IMAGES else b"no image")
+        content = jpeg.read_bytes() if path.name in IMAGES else b"no image"
+        path.write_bytes(clip if path.name in VIDEOS else content)
         images.add(path.relative_to(root).as_posix())
     for _ in range(choose.randrange(4)):
         link = choose.choice(folders) / f"link{choose.randrange(9)}.jpg"
@@ -46,7 +51,7 @@ def generate(root, seed):
 def is_read(path):
     parts = path.split("/")
     hidden = any(part.startswith(".") or part in NOT_READ for part in parts)
-    return not hidden and parts[-1] in IMAGES
+    return not hidden and parts[-1] in IMAGES | VIDEOS
 
 
 def files_in(root):
@@ -75,7 +80,9 @@ def test_walk_reads_or_counts_every_file(tmp_path, block):
         assert walked.seen == files_in(root), seed
         assert walked.suffixes.total() == walked.left_out["other files"]
         seen, parts = counted(walked.counted(root))
-        assert seen == walked.seen == sum(parts.values()) and parts["images"] == len(images)
+        assert seen == walked.seen == sum(parts.values())
+        videos = sum(path.rpartition("/")[2] in VIDEOS for path in images)
+        assert (parts["images"], parts.get("videos", 0)) == (len(images) - videos, videos)
         reached = walk(root, exclude=["excluded", "skip.*"], follow_links=True)
         assert set(walked.files) <= set(reached.files), seed  # a link takes no file's place
         assert all("link" in path for path in reached.files.keys() - images), seed
@@ -97,10 +104,11 @@ def test_search_and_eval_print_counts_that_add_up(tiny_run, tmp_path, capsys, ca
     out, err = capsys.readouterr()
     seen, parts = counted(caplog.text)
     assert seen == len(os.listdir(root)) == sum(parts.values())
-    assert out.count("Prediction: ") == parts["images"] - 1 and "damaged.png" in err
+    assert out.count("Prediction: ") == parts["images"] + parts.get("videos", 0) - 1 and "damaged.png" in err
     caplog.clear()
     assert eval.main(["--classes", str(root), *flags]) == 0
     seen, parts = counted(caplog.text)
     assert seen == files_in(root) == sum(parts.values())
-    assert parts["images"] == sum("/" in path for path in images)
-    assert f"{parts['images']} images, " in capsys.readouterr().out
+    found = parts["images"] + parts.get("videos", 0)
+    assert found == sum("/" in path for path in images)
+    assert f"{found} images, " in capsys.readouterr().out
