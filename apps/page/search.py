@@ -2,7 +2,7 @@
 
 found = search(loaded, ["a dog"], without=["snow"], least=0.3)    # Found([Result, ...], best, images)
 found = like(loaded, "holiday/a.jpg")                             # by an image of the index
-large(loaded, "holiday/a.jpg")                                    # RGB PIL image
+large(loaded, "holiday/a.mp4", 12.5)                              # RGB PIL image, of a video at that second
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from apps.search.duplicates import folded
 from apps.search.find import find
-from apps.search.sheets import thumbnails
+from apps.search.sheets import named, thumbnails
 from apps.search.store import opened
 from models.files import printable, relative
 
@@ -22,6 +22,7 @@ class Result(NamedTuple):
     score: float  # cosine
     name: str  # below the indexed folder
     alike: list  # names of its near-duplicates
+    at: float | None  # of a video, the second at which its best frame is shown
 
 
 class Found(NamedTuple):
@@ -37,10 +38,15 @@ def search(loaded, texts, without=(), image=None, least=-1.0, top=12):
         raise ValueError("search for what? give a text or an image")
     with opened(loaded.index) as store:
         options = dict(image=image, without=without, top=SPARE * top, run=loaded.run, model=loaded.model)
-        results = find(store, texts, **options).results
+        results, _, times = find(store, texts, **options)
         kept = folded(store, [(score, path) for score, path in results if score >= least])
         shown = [
-            Result(score, relative(path, store.root), [relative(other, store.root) for other in alike])
+            Result(
+                score,
+                relative(path, store.root),
+                [relative(other, store.root) for other in alike],
+                times.get(path),
+            )
             for score, path, alike in kept[:top]
         ]
         return Found(shown, results[0][0], store.count())
@@ -57,22 +63,24 @@ def path_of(loaded, name):
         return store.paths([store.number(name)])[0]
 
 
-def large(loaded, name):
-    """An image of the index as an RGB PIL image of at most LARGE pixels on a side."""
-    return thumbnails([path_of(loaded, name)], LARGE)[0]
+def large(loaded, name, at=None):
+    """An image of the index, or a frame of a video, as an RGB PIL image of at most LARGE pixels on a side."""
+    path = path_of(loaded, name)
+    return thumbnails([path], LARGE, {path: at})[0]
 
 
 def tiles(loaded, results):
     """[(RGB PIL image, caption)] of the results, for a gallery."""
     with opened(loaded.index) as store:
-        images = thumbnails([os.path.join(store.root, result.name) for result in results], TILE)
+        times = {os.path.join(store.root, result.name): result.at for result in results}
+        images = thumbnails(list(times), TILE, times)
     return [(image, caption(result)) for image, result in zip(images, results)]
 
 
 def caption(result):
     """The line below a result."""
     alike = f" (and {len(result.alike)} like it)" if result.alike else ""
-    return f"{result.score:.2f}  {printable(result.name)}{alike}"
+    return f"{result.score:.2f}  {named(printable(result.name), result.at)}{alike}"
 
 
 def examples(loaded, count=6):

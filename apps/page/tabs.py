@@ -163,7 +163,7 @@ class Search(Tab):
 
     def __init__(self, loaded):
         super().__init__(loaded)
-        self.names = gr.State([])  # of the results
+        self.names = gr.State([])  # (name, time in a video or None) of the results
         self.like_what = gr.State()  # the name of an image, or None for a search by text
         with gr.Row():
             with gr.Column(scale=1):
@@ -222,7 +222,7 @@ class Search(Tab):
             what = f"Nothing scores {least:.2f} or more; the best image scores {found.best:.2f}"
         like = f", like {name}" if name else ""
         tiles = gallery(search.tiles(self.loaded, found.results))
-        names = [result.name for result in found.results]
+        names = [(result.name, result.at) for result in found.results]
         status = html.line(f"{what}{like}.")
         return (
             dict(results=results, best=round(found.best, 4)),
@@ -234,8 +234,8 @@ class Search(Tab):
         )
 
     def open(self, names, event: gr.SelectData):
-        name = names[event.index]
-        return name, served(search.large(self.loaded, name)), gr.Row(visible=True)
+        name, at = names[event.index]
+        return name, served(search.large(self.loaded, name, at)), gr.Row(visible=True)
 
 
 class Watch(Tab):

@@ -46,8 +46,8 @@ def asked_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def page_loaded(asked_run, tmp_path_factory):
-    """The Loaded of `asked_run` with an index of its drawings, a copy of one of them, and one with a hostile
-    name."""
+    """The Loaded of `asked_run` with an index of its drawings, a copy of one of them, one with a hostile
+    name, and a video."""
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-page.txt")
     from apps.page.loaded import Loaded
 
@@ -55,13 +55,15 @@ def page_loaded(asked_run, tmp_path_factory):
     images = shutil.copytree(asked_run.images, folder / "images")
     shutil.copy(images / "red-ellipse.jpg", images / "copy of red-ellipse.jpg")
     shutil.copy(images / "blue-line.jpg", images / f"{HOSTILE}.jpg")
+    shots = plan(16, shot_seconds=(4.0, 5.0))
+    make(images / "film.mp4", [draw_shape(color, shape) for color, shape in zip(COLORS, SHAPES)], shots)
     update(images, folder / "index.sqlite", asked_run.folder, "cpu", asked_run.cache)
     (images / "not indexed.jpg").write_bytes((images / "blue-line.jpg").read_bytes())
     return Loaded(asked_run.folder, folder / "index.sqlite", "cpu", asked_run.cache)
 
 
 @pytest.fixture(scope="session")
-def site(request, tmp_path_factory):
+def site(request):
     """The Site of the tests: of `page_loaded`, or with --screenshots RUN of that run and the archive."""
     run = request.config.getoption("--screenshots")
     if run:
@@ -75,9 +77,7 @@ def site(request, tmp_path_factory):
         loaded = request.getfixturevalue("page_loaded")
         images = loaded.index.parent / "images"
         known = ("red-ellipse.jpg", "a red ellipse", "What color is it?", "green")
-        film = tmp_path_factory.mktemp("film") / "film.mp4"
-        shots = plan(16, shot_seconds=(4.0, 5.0))
-        make(film, [draw_shape(color, shape) for color, shape in zip(COLORS, SHAPES)], shots)
+        film = images / "film.mp4"
     from apps.page.serve import serving
 
     with serving(loaded, port=None, video=film, megabytes=MEGABYTES) as url:

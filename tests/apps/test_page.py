@@ -108,7 +108,16 @@ def test_search_folds_copies_into_one(page_loaded):
     found = search.search(page_loaded, ["a red ellipse"], top=3)
     [first] = [result for result in found.results if "red-ellipse.jpg" in (result.name, *result.alike)]
     assert sorted([first.name, *first.alike]) == ["copy of red-ellipse.jpg", "red-ellipse.jpg"]
-    assert found.images == 26 and len(found.results) == 3
+    assert found.images == 27 and len(found.results) == 3
+
+
+def test_video_is_found_at_its_moment(page_loaded):
+    found = search.search(page_loaded, ["a green rectangle"], top=40)
+    [film] = [result for result in found.results if result.name == "film.mp4"]
+    assert 4 < film.at < 9 and f"film.mp4 at {film.at:.1f} s" in search.caption(film)
+    red, green, blue = search.large(page_loaded, film.name, film.at).resize((3, 3)).getpixel((1, 1))
+    assert green > max(red, blue)
+    assert search.like(page_loaded, "film.mp4").results[0].name == "film.mp4"
 
 
 def test_like_finds_the_image_itself_first(page_loaded):
