@@ -2,7 +2,7 @@
 
 found = search(loaded, ["a dog"], without=["snow"], least=0.3)    # Found([Result, ...], best, images)
 found = like(loaded, "holiday/a.jpg")                             # by an image of the index
-large(loaded, "holiday/a.mp4", 12.5)                              # RGB PIL image, of a video at that second
+large(loaded, "holiday/a.jpg")                                    # RGB PIL image
 """
 
 import os
@@ -63,10 +63,9 @@ def path_of(loaded, name):
         return store.paths([store.number(name)])[0]
 
 
-def large(loaded, name, at=None):
-    """An image of the index, or a frame of a video, as an RGB PIL image of at most LARGE pixels on a side."""
-    path = path_of(loaded, name)
-    return thumbnails([path], LARGE, {path: at})[0]
+def large(loaded, name):
+    """An image of the index as an RGB PIL image of at most LARGE pixels on a side."""
+    return thumbnails([path_of(loaded, name)], LARGE)[0]
 
 
 def tiles(loaded, results):

@@ -10,14 +10,21 @@ from pathlib import Path
 import gradio as gr
 
 from apps.page import html, look, search, watch
-from apps.page.uploads import Clip, Photo, served, telling
+from apps.page.uploads import Clip, Photo, lent, served, telling
 from apps.search.store import opened
 from models.dataset import open_image
 
 LANE = dict(concurrency_id="model", concurrency_limit=1)
 LABELS = "a dog\na boat\npeople\na house\na living room"
 MOST_TEXTS, MOST_LETTERS, MOST_RESULTS = 100, 10_000, 48
-SEEK = "(at) => { const video = document.querySelector('#watched video'); if (video) video.currentTime = at }"
+SEEK = """(at) => {
+  const seek = (tries) => {
+    const video = document.querySelector('#WHICH video')
+    if (video && video.readyState > 0) video.currentTime = at
+    else if (tries > 0) setTimeout(() => seek(tries - 1), 100)
+  }
+  if (at !== null) seek(100)
+}"""
 STRIP = dict(show_label=False, allow_preview=False, object_fit="cover", buttons=[])  # of a gallery
 CAMERA = ["upload", "clipboard", "webcam"]
 
@@ -182,6 +189,7 @@ class Search(Tab):
                 with gr.Row(visible=False) as self.chosen:
                     large = dict(show_label=False, interactive=False, height=360, buttons=[])
                     self.image = gr.Image(elem_id="large", scale=2, **large)
+                    self.played = Clip(elem_id="played", scale=2, visible=False, **large)
                     with gr.Column(scale=1):
                         self.name = gr.Textbox(
                             label="Path in the indexed folder", buttons=["copy"], elem_id="name"
@@ -193,7 +201,10 @@ class Search(Tab):
         self.on([text.submit, also.submit, without.submit, photo.upload], self.search, asked, found, "search")
         self.on([least.release, top.release], self.again, [self.like_what, *asked], found)
         self.on([more.click], self.like, [self.name, least, top], found, "like")
-        self.on([self.gallery.select], self.open, [self.names], [self.name, self.image, self.chosen])
+        at = gr.Number(visible=False)
+        large = [self.name, self.chosen, self.image, self.played, at]
+        opened = self.on([self.gallery.select], self.open, [self.names], large)
+        opened.then(None, [at], None, js=SEEK.replace("WHICH", "played"), api_visibility="private")
 
     def search(self, text, also, without, photo, least, top):
         wanted = [*texts_in(text), *texts_in(also)]
@@ -235,7 +246,11 @@ class Search(Tab):
 
     def open(self, names, event: gr.SelectData):
         name, at = names[event.index]
-        return name, served(search.large(self.loaded, name, at)), gr.Row(visible=True)
+        is_video = at is not None
+        image = None if is_video else served(search.large(self.loaded, name))
+        video = lent(search.path_of(self.loaded, name)) if is_video else None
+        shown = gr.Row(visible=True), gr.Image(image, visible=not is_video), Clip(video, visible=is_video)
+        return name, *shown, at
 
 
 class Watch(Tab):
@@ -273,7 +288,7 @@ class Watch(Tab):
             (self.moments, self.found_at),
         ):
             sought = self.on([gallery.select], self.time_of, [times], [self.at])
-            sought.then(None, [self.at], None, js=SEEK, api_visibility="private")
+            sought.then(None, [self.at], None, js=SEEK.replace("WHICH", "watched"), api_visibility="private")
 
     def watch(self, path, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
         if not path:

@@ -8,6 +8,7 @@ import html
 import io
 import os
 import re
+import shutil
 from functools import wraps
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def served(image, form="JPEG"):
         with replacing(path) as new:
             new.write_bytes(data.getvalue())
     return str(path)
+
+
+def lent(path):
+    """The path of a link to a video, which the page may then show as it is; of a copy where links cannot be
+    made. A hard link would change the times of the file, which the index watches."""
+    copy = Path(get_upload_folder(), hashlib.sha256(os.fsencode(path)).hexdigest(), Path(path).name)
+    copy.parent.mkdir(exist_ok=True)
+    copy.unlink(missing_ok=True)
+    try:
+        os.symlink(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)
+    return str(copy)
 
 
 def telling(function, root):

@@ -115,7 +115,8 @@ def test_video_is_found_at_its_moment(page_loaded):
     found = search.search(page_loaded, ["a green rectangle"], top=40)
     [film] = [result for result in found.results if result.name == "film.mp4"]
     assert 4 < film.at < 9 and f"film.mp4 at {film.at:.1f} s" in search.caption(film)
-    red, green, blue = search.large(page_loaded, film.name, film.at).resize((3, 3)).getpixel((1, 1))
+    [(tile, _)] = search.tiles(page_loaded, [film])
+    red, green, blue = tile.resize((3, 3)).getpixel((1, 1))
     assert green > max(red, blue)
     assert search.like(page_loaded, "film.mp4").results[0].name == "film.mp4"
 

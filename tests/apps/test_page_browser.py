@@ -140,6 +140,18 @@ def test_search_click_and_more_like_this(tab, site, shoot):
     shoot(page, "like")
 
 
+def test_video_among_the_results_plays_from_its_moment(tab, site):
+    if site.video.parent != site.images:
+        pytest.skip("the archive holds no video")
+    page = tab("Search")
+    enter(page, "#text", "a green rectangle")
+    tile = page.locator("#results button", has_text="film.mp4")
+    at = float(re.search(r"at ([\d.]+) s", tile.inner_text())[1])
+    tile.click()
+    played = "document.querySelector('#played video')?.currentTime"
+    page.wait_for_function(f"Math.abs({played} - {at}) < 0.06")
+
+
 def test_threshold_leaves_no_result(tab, site, shoot):
     page = tab("Search")
     enter(page, "#text", site.text)
