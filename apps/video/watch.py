@@ -10,6 +10,7 @@ describe([0, 8, len(times)], times, report.end, write(means))  # two Segments
 import itertools
 import math
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def embeddings(path, encode, step, batch=32, quiet=False, skip_bad=False, report
     length = duration(path)
     total = math.ceil(length / step) if length else None
     frames = read_frames(path, every(step), skip_bad, report)
-    with tqdm(total=total, desc=f"frames of {path}", unit="", disable=quiet) as bar:
+    with tqdm(total=total, desc=f"frames of {Path(path).name}", unit="", disable=quiet) as bar:
         while chunk := list(itertools.islice(frames, batch)):
             times, images = zip(*chunk)
             yield from zip(times, encode(list(images)).cpu())

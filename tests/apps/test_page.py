@@ -132,8 +132,10 @@ def test_threshold_leaves_nothing_and_says_what_is_best(page_loaded):
     assert found.results == [] and found.best == everything.results[0].score
 
 
-def test_video_has_as_many_equal_segments_as_changes(page_loaded, site):
+def test_video_has_as_many_equal_segments_as_changes(page_loaded, site, capsys):
     video = watch.read(page_loaded, site.video)
+    bar = capsys.readouterr().err  # which the page shows, too
+    assert "frames of film.mp4" in bar and str(site.images) not in bar
     found = watch.segments(page_loaded, video, video.changes)
     shots = plan(16, shot_seconds=(4.0, 5.0))  # as `site` makes it
     for shot in shots:
