@@ -73,10 +73,25 @@ def test_shared_model_and_eval_read_the_order_too(changed, tmp_path):
 
 
 def test_table_of_eval_is_of_the_predictions_from_the_files(changed, tmp_path):
-    flags = ["--csv", VIDEOS / "captions.csv", "--run", changed, "--cache", tmp_path / "f", "--quiet"]
+    flags = [
+        "--csv",
+        VIDEOS / "captions.csv",
+        "--run",
+        changed,
+        "--cache",
+        changed.parent / "f.sqlite",
+        "--quiet",
+    ]
     assert evaluate.main([*map(str, flags), "--json", str(tmp_path / "r.json")]) == 0
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["metrics"]["image_retrieval_recall@1"] > 0.6  # turning around is the same in reverse
+
+
+def test_answers_follow_the_order_too(fit):
+    questions = ["--questions", str(VIDEOS / "questions.csv"), "--recipe", "answer"]
+    model = VLJEPA.load(fit("ask", *questions, "--time", "change", "--epochs", "8"))
+    answers = model.answer(PAIR, "Which way does the canoe go?", ["left", "right"])
+    assert answers == ["left", "right"]
 
 
 def test_an_image_is_a_frame_that_is_repeated(changed):
