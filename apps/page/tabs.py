@@ -150,7 +150,7 @@ class Look(Tab):
         return look.read(*shown)
 
     def ask(self, shown, question, labels):
-        [question] = texts_in(question) or [""]
+        question = " ".join(texts_in(question))
         if not question:
             raise ValueError("ask what? type a question")
         found = look.ask(self.loaded, self.frames(shown), question)
@@ -306,7 +306,7 @@ class Watch(Tab):
     def search(self, path, video, text):
         if video is None:
             raise ValueError("give a video first")
-        [text] = texts_in(text) or [""]
+        text = " ".join(texts_in(text))
         if not text:
             raise ValueError("find what? type what the moment shows")
         scores, found = watch.search(self.loaded, video, text)
