@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from models.files import replacing
-from models.metrics import KS
+from models.metrics import FEW, KS
 
 WAYS = {"text_retrieval": "image to text", "image_retrieval": "text to image"}  # by their name in metrics
 NAME_WIDTH = 30
@@ -114,10 +114,13 @@ def epoch_row(entry, epochs):
 
 
 def next_steps(args, data):
-    """What train.py says at the end: a command that tries the run, and what --recipe views would bring to a
-    run of --recipe retrieval on VIEWS_FROM images or more. `args` are the flags of train.py, `data` what
-    models.features.load gives."""
-    images = len(data.image)
+    """What train.py says at the end: that few images were held out, a command that tries the run, and what
+    --recipe views would bring to a run of --recipe retrieval on VIEWS_FROM images or more. `args` are the
+    flags of train.py, `data` what models.features.load gives."""
+    images, held_out = len(data.image), len(data.held_out.image)
+    if 0 < held_out < FEW:
+        few = f"{held_out} held-out images are too few to say how good it is"
+        return f"{few}. {try_it(args.run, args.images, data)}"
     if args.recipe != "retrieval" or args.views or args.shards or images < VIEWS_FROM:
         return try_it(args.run, args.images, data)
     gain = "gained 4.9 and 1.3 points of R@1 on Flickr8k (docs/training.md)"

@@ -17,16 +17,17 @@ OWN = ("models", "apps", "tools")  # packages of this project: one that is missi
 
 
 def parser(name, description):
-    """An ArgumentParser that shows a module's docstring as it is written."""
-    return argparse.ArgumentParser(
-        name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """An ArgumentParser that shows a module's docstring as it is written, and takes no shortened flags: a
+    typing error would be one."""
+    shown = dict(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(name, allow_abbrev=False, **shown)
 
 
 def add_command(commands, name, what, example, parents=()):
     """Add a subcommand. Its --help begins with `what`, and ends with the command line `example`."""
     return commands.add_parser(
         name,
+        allow_abbrev=False,
         help=what,
         description=f"{what[0].upper()}{what[1:]}.",
         epilog=f"example:\n    {example}",

@@ -92,7 +92,7 @@ class VisionTextDataset:
         self.image_of = [number[row.image_name] for row in captions]
         self.question_rows = [row for row in rows if row.question]
 
-    def keep(self, names, reason="not asked for"):
+    def keep(self, names, reason="of other images"):
         """Keep the images of this set of names, with their captions; the others are left out for `reason`.
         ValueError when none is left."""
         self._leave_out({name: reason for name in self.image_names if name not in names})

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from models.dataset import FRAMES, check_file, is_video, open_frames, random_view
 from models.files import level, sha256, stamp
+from models.script import said
 
 from .ahead import encode_ahead, frames_for
 from .cache import batched, opened, row_key, to_tensor
@@ -176,7 +177,7 @@ def _readable(store, paths, workers):
             open(check_file(path), "rb").close()
             stamps[path] = stamp(path)
         except (OSError, ValueError) as error:
-            errors[path] = str(error)
+            errors[path] = said(error)
     digests = store.file_digests(list(stamps), list(stamps.values()), workers)
     files = []
     for path, digest in zip(stamps, digests):

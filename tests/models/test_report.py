@@ -112,13 +112,26 @@ def test_try_it_is_a_command_that_eval_parses(names):
     assert evaluate.parse(shlex.split(asked.partition(": ")[2])[2:]).ask == ["is it $5?"]
 
 
+FEW = "too few to say how good it is"
+
+
+def held_out(count):
+    return SimpleNamespace(image=range(count))
+
+
 def test_retrieval_recipe_says_what_views_would_bring():
-    data = SimpleNamespace(examples=[], names=[], image=range(report.VIEWS_FROM))
+    data = SimpleNamespace(examples=[], names=[], image=range(report.VIEWS_FROM), held_out=held_out(0))
     args = SimpleNamespace(recipe="retrieval", views=0, shards="", run="r", images="i")
     tried, better = report.next_steps(args, data).splitlines()
     assert tried == report.try_it("r", "i", data)
     assert "--recipe views" in better and f"{4 * report.VIEWS_FROM:,} views" in better
     for other in (dict(recipe="views"), dict(views=4), dict(shards="a.tar")):
         assert report.next_steps(SimpleNamespace(**vars(args) | other), data) == tried
-    few = SimpleNamespace(examples=[], names=[], image=range(report.VIEWS_FROM - 1))
-    assert report.next_steps(args, few) == tried
+    data.image = range(report.VIEWS_FROM - 1)
+    assert report.next_steps(args, data) == tried
+
+
+def test_few_held_out_images_are_said_to_be_few():
+    data = SimpleNamespace(examples=[], names=[], image=range(9), held_out=held_out(2))
+    args = SimpleNamespace(recipe="classic", run="r", images="i")
+    assert report.next_steps(args, data) == f"2 held-out images are {FEW}. {report.try_it('r', 'i', data)}"
