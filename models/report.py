@@ -96,7 +96,7 @@ def interval_rows(intervals):
 
 def epoch_header(chance, has_questions=False):
     """The two lines above the rows of `epoch_row`: titles, and what scores drawn at random give."""
-    titles = retrieval_header(f"{'epoch':>7} {'train    held-out':>17}", 25)
+    titles = retrieval_header(f"{'epoch':>7} {'loss    held-out':>17}", 25)
     answers = " answers |" if has_questions else ""
     return f"{titles} |{answers}       lr  seconds\n{retrieval_row(' chance', chance, 25)} |"
 
