@@ -5,11 +5,13 @@ import json
 import random
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from apps.decode import __main__ as decode
 from apps.decode import llm as language
@@ -204,6 +206,8 @@ def test_interrupt_in_training_keeps_the_earlier_decoder(run, monkeypatch):
     before = {path.name: path.read_bytes() for path in (run.folder / "decoder").iterdir()}
     terminal = Interrupts()
     monkeypatch.setattr(sys, "stderr", terminal)
+    # tqdm is interrupted while it draws, and keeps its lock: not the one that later tests need.
+    monkeypatch.setattr(tqdm, "_lock", threading.RLock(), raising=False)
     assert call(run, "train") == 130
     assert terminal.pressed and terminal.text.endswith("the earlier decoder is kept\n")
     assert {path.name: path.read_bytes() for path in (run.folder / "decoder").iterdir()} == before
