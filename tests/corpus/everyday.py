@@ -187,13 +187,13 @@ def classes(path):
     return sorted(by_class(path))
 
 
-# {name: the images in it, then what else lies there}.
+# {name: the images and videos in it, then what else lies there}.
 FOLDERS = {
     "nas": (["2019/a.jpg", "b.jpg"], ["2019/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "#recycle/b.jpg"]),
     "finder": (["a.jpg"], [".DS_Store", "._a.jpg", "__MACOSX/._a.jpg", "Icon\r"]),
     "windows": (["a.JPG"], ["Thumbs.db", "desktop.ini", "$RECYCLE.BIN/a.jpg"]),
     "notebook": (["a.jpg"], [".ipynb_checkpoints/a-checkpoint.jpg", "a.ipynb", ".git/a.jpg"]),
-    "phone": (["IMG_7.JPG"], ["IMG_7.MOV", "IMG_7.AAE"]),
+    "phone": (["IMG_7.JPG", "IMG_7.MOV"], ["IMG_7.AAE"]),
 }
 CLASSES = {
     "notebook": [".ipynb_checkpoints/", "boat/a.jpg", "dog/a.jpg"],
