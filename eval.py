@@ -108,6 +108,8 @@ def parse(argv):
                 p.error(f"--{flag}: one of them is empty")
             if Path(value).is_file():
                 p.error(f"--{flag} {value}: this is a file; put the images before --{flag}")
+    if args.reject and abs(args.reject) > 1:
+        p.error(f"--reject {args.reject:g}: a score is a cosine, from -1 to 1")
     if args.onnx and (args.ask or args.questions):
         p.error("--onnx: an exported file answers no questions; take --run")
     if args.onnx and (args.held_out or args.hub_correction):

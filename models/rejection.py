@@ -70,6 +70,6 @@ def least_score(record, key, folder):
     stored = (record.get("held_out") or {}).get(key)
     reason = "no image was held out to learn from which score it is right"
     if stored:
-        most = f"of {stored['of']} held-out {WHAT[key]}"
-        reason = f"no score has {FEW} or more {most} above it of which {PRECISION:.0%} are right"
+        most = f"{stored['of']} held-out {WHAT[key]}"
+        reason = f"of its {most}, no {FEW} or more of the best are right {PRECISION:.0%} of the time"
     raise ValueError(f"{folder}: {reason}; give a score yourself, such as 0.4")

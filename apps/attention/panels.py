@@ -11,7 +11,7 @@ from typing import NamedTuple
 from apps.attention.heat import attend, explain
 
 UNITS = {  # of a map of `explain`, by method
-    "gradients": "score from a hundredth of the view",
+    "gradients": "score added by 1 % of the image",
     "occlusion": "fall of the score when hidden",
 }
 ASKED = "share of the attention, per place"

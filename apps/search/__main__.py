@@ -159,7 +159,7 @@ def run_find(args, store):
 
         least = least_score(load_model(args.run)[2], "reject", args.run)
     results = [(score, path) for score, path in results if score >= least]
-    if not results:
+    if not results and least > -1:
         print(f"nothing scores {least:.3g} or more{best}", file=sys.stderr)
     print_results(args, results, times)
     like = [f"like {os.path.basename(args.image)}"] if args.image else []

@@ -133,6 +133,7 @@ class VisionTextDataset:
         lines = self._described(bad, elsewhere)
         if not self.skip_bad:
             found = f"{len(bad)} of {total} images cannot be used"
+            found += " (none is decoded yet)" if missing else ""
             advice = "replace them, or leave them out with --skip-bad"
             raise ValueError(f"{self.csv_path}: {found}; {advice}{remedy}{lines}")
         rows = sum(row.image_name in bad for row in self.rows)
