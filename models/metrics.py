@@ -5,7 +5,7 @@ their first k. A tie counts against the true item, so constant predictions score
 finite.
 
     predicted (N, D)   one unit row per image       text (M, D)   one unit row per caption
-    image_of  (M,)     the image a caption describes
+    image_of  (M,)     the image that a caption describes
 """
 
 import torch

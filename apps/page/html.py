@@ -1,4 +1,4 @@
-"""Pieces of HTML for the page. Captions, labels and names are strangers' text: each is escaped here.
+"""Pieces of HTML for the page. Captions, labels and names are untrusted text: each is escaped here.
 
 bars([("a dog", 0.4), ("a cat", 0.1)])     # a bar for each score
 timeline(scores, edges, end, best)         # a video from left to right

@@ -133,6 +133,7 @@ class Look(Tab):
         return self.look_again((path, True) if path else None, labels, least)
 
     def look_again(self, shown, labels, least):
+        """The outputs of `/look` for `shown`, (path, is it a clip), or empty ones for None."""
         if shown is None:
             return None, "", None, "", "", gr.Radio(choices=[], value=None), None
         texts = texts_in(labels)
@@ -225,6 +226,7 @@ class Search(Tab):
         return int(top)
 
     def show(self, found, least, name=None):
+        """The outputs of a search from its Found. `name` is the image that the results are like, if any."""
         results = [result._asdict() for result in found.results]
         for result in results:
             result["score"] = round(result["score"], 4)
@@ -291,6 +293,7 @@ class Watch(Tab):
             sought.then(None, [self.at], None, js=SEEK.replace("WHICH", "watched"), api_visibility="private")
 
     def watch(self, path, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
+        """The outputs of `/watch`: the segments of a video, cut selectively and uniformly."""
         if not path:
             return None, [], [], None, "", [], [], "", []
         video = watch.read(self.loaded, path)
@@ -304,6 +307,7 @@ class Watch(Tab):
         return answer, *tiles, video, status, *starts, "", []
 
     def search(self, path, video, text):
+        """The outputs of `/moments`: the timeline and the best moments of a text."""
         if video is None:
             raise ValueError("give a video first")
         text = " ".join(texts_in(text))

@@ -5,7 +5,7 @@
     save("dogs.html", results, "a dog", times)   # or "dogs.png"
     sheet = grid(results, "a dog")               # RGB PIL image; `page` returns the HTML as text
 
-File names are strangers' text: they are escaped in HTML, and control characters are spelled out.
+File names are untrusted text: they are escaped in HTML, and control characters are spelled out.
 """
 
 import base64

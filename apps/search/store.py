@@ -83,7 +83,7 @@ class Index:
 
     def _read(self, create):
         try:
-            self.db.execute("PRAGMA trusted_schema = OFF")  # a stranger's schema may not call functions
+            self.db.execute("PRAGMA trusted_schema = OFF")  # an untrusted schema may not call functions
             names = self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {name for (name,) in names}
             if not tables and create:
@@ -188,7 +188,7 @@ class Index:
 
     def paths(self, numbers):
         """The path of each image by its id. ValueError for one that leads out of the indexed folder: an index
-        may come from a stranger."""
+        may come from somebody else."""
         from models.dataset import image_path
 
         query = "SELECT CAST(path AS BLOB) FROM images WHERE id = ?"

@@ -59,7 +59,7 @@ class Walk(NamedTuple):
 
 def image_path(image_dir, name, follow_links=False):
     """The path of an image inside `image_dir`. ValueError for a name that leads outside, since names may come
-    from strangers, and, unless `follow_links`, for a link that does."""
+    from elsewhere, and, unless `follow_links`, for a link that does."""
     folder = Path(image_dir).resolve()
     inside = Path(os.path.normpath(folder / name))
     if "\0" in name or not inside.is_relative_to(folder):
@@ -117,7 +117,7 @@ def by_class(root, exclude=(), follow_links=False):
 def walk(root, exclude=(), follow_links=False, deep=True):
     """The Walk of a folder and, if `deep`, of those in it.
 
-    Images and videos are told by their suffix, those without one and .ts by their content. Left out are
+    Images and videos are recognised by their suffix, those without one and .ts by their content. Left out are
     hidden and system files and folders, with all that is in them, and what matches a pattern of `exclude`: a
     name, or a path below the folder. With `follow_links` a link is read under its own name, unless it leads
     to a file or a folder that is read anyway, so links in a circle end."""

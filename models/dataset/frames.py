@@ -26,7 +26,7 @@ SHORTEST, INSTEAD = 0.010, 0.100
 
 def open_frames(source, count=FRAMES):
     """The frames of a file (path or binary file object), a list of upright RGB PIL images: an image file has
-    one, also if it is animated. A video, told by its content, has `count`, see `open_clip`.
+    one, also if it is animated. A video, recognised by its content, has `count`, see `open_clip`.
 
     Raises what `open_image` and `open_clip` do."""
     if not is_video(source):

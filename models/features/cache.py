@@ -91,7 +91,7 @@ class FeatureCache:
             raise ValueError(
                 f"{self.path}: a database, but not a feature cache; name another file with --cache"
             )
-        if found - set(SCHEMA):  # a view or trigger runs a stranger's SQL
+        if found - set(SCHEMA):  # a view or trigger would run untrusted SQL
             raise sqlite3.DatabaseError(
                 f"it holds what no feature cache does: {min(found - set(SCHEMA))[:60]}"
             )

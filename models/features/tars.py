@@ -1,4 +1,4 @@
-"""Read a tar of images, videos and captions, member by member. It may be a stranger's file: nothing is
+"""Read a tar of images, videos and captions, member by member. The file is untrusted: nothing is
 unpacked or executed, and each member is either read or left out and counted, see `Tally`.
 
 The webdataset package is not used: it reads members of any size, and passes an address that begins with pipe:

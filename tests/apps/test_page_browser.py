@@ -121,6 +121,7 @@ def test_example_is_looked_at(tab):
     page = tab("Look")
     page.locator("#examples img").first.click()
     page.wait_for_selector("#bars li")
+    assert page.locator("#photo img").count() == 1
 
 
 def test_search_click_and_more_like_this(tab, site, shoot):
@@ -159,6 +160,7 @@ def test_threshold_leaves_no_result(tab, site, shoot):
     slide(page, "#threshold", "1")
     page.get_by_text("Nothing scores 1.00 or more").wait_for()
     page.wait_for_selector("#results img", state="detached")
+    assert page.locator("#results img").count() == 0
     shoot(page, "nothing")
 
 
