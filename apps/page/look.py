@@ -12,11 +12,9 @@ from typing import NamedTuple
 
 from apps.attention.panels import draw, of_questions, of_texts
 from apps.page.loaded import mean_row
-from models.dataset import open_image
-from models.dataset.frames import duration, read_frames
+from models.dataset import FRAMES, open_clip, open_image
 from models.rejection import NONE
 
-FRAMES = 8  # of a clip
 ANSWERS = 5
 
 
@@ -28,12 +26,10 @@ class Seen(NamedTuple):
 
 def read(path, is_clip=False):
     """The image at `path`, or FRAMES frames of a clip, evenly spaced, as a list of upright RGB PIL images.
-    Raises what `open_image` and `read_frames` do."""
+    Raises what `open_image` and `open_clip` do."""
     if not is_clip:
         return [open_image(path)]
-    length = duration(path) or 0
-    times = [(number + 0.5) * length / FRAMES for number in range(FRAMES)] if length else [0]
-    return [image for _, image in read_frames(path, times)]
+    return [image for _, image in open_clip(path, FRAMES)]
 
 
 def middle(frames):
