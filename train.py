@@ -131,10 +131,11 @@ def build(args, data, device):
     every = max(1, len(data.image) // 8192) if args.shards else 1  # 8,192 images give a deviation to 1 %
     some = data.image[::every].to(device)
     if data.questions:
-        known = min(len(data.questions.texts), KNOWN)
-        has_captions = len(data.text) > 0
-        query = QueryPredictor(*sizes, data.places.shape[2], known, has_captions, **ends).to(device)
-        asked = data.questions.rows[: len(data.questions.texts)]
+        used = data.questions.question_of.unique()
+        some_of = torch.linspace(0, len(used) - 1, min(len(used), KNOWN), device=device).round().long()
+        asked = data.questions.tokens[used[some_of]]  # (K, T, Dk)
+        dims = data.places.shape[2], asked.shape[2], len(asked)
+        query = QueryPredictor(*sizes, *dims, captions=len(data.text) > 0, **ends).to(device)
         query.standardise(some, data.places, asked)
         predictor, captions = query, query.captions
     else:

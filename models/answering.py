@@ -28,7 +28,7 @@ def choose(predictor, features, bank, answer, image_of=None):
     image_of = questions.image_of if image_of is None else image_of
     chosen, scores = [], []
     for pairs in torch.arange(len(image_of)).split(CHUNK):
-        inputs = [questions.rows[questions.question_of[pairs]]]
+        inputs = [questions.tokens[questions.question_of[pairs]]]
         if predictor.reads_image:
             images, which = image_of[pairs].unique(return_inverse=True)
             inputs += [features.image[images], features.places[images], which]

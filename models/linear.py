@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from models import answering, metrics
 from models.dataset import split_by_image
+from models.predictor import mean_pool
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)  # times the mean variance of the features
 SIXTH = 1 / 6  # of the training images, held out to choose by
@@ -71,9 +72,10 @@ def accuracy(method, penalty, bank, train, test):
 
 
 def _inputs(features):
-    """(Q, Dv + Dt): the image's row beside the question's, for each pair."""
+    """(Q, Dv + Dk): the image's row beside the mean of the question's tokens, for each pair."""
     questions = features.questions
-    return torch.cat([features.image[questions.image_of], questions.rows[questions.question_of]], dim=1)
+    asked = mean_pool(questions.tokens[torch.arange(len(questions.texts))])  # (K, Dk)
+    return torch.cat([features.image[questions.image_of], asked[questions.question_of]], dim=1)
 
 
 def choose(score, train, names):

@@ -75,7 +75,7 @@ def _answer_loss(args, data, predictor, pairs, each, process):
     Half the images that may be are mirrored, and left and right in their answers swapped."""
     mine = process.share(len(pairs))
     questions, answer_of = data.questions, data.answer_of[pairs]
-    seen = dict(question=questions.rows[_wordings(questions, pairs)[mine]])
+    seen = dict(question=questions.tokens[_wordings(questions, pairs)[mine]])
     if predictor.reads_image:
         images, image_of = questions.image_of[pairs].unique_consecutive(return_inverse=True)
         fixed = image_of[~data.has_mirror[pairs]].bincount(minlength=len(images)) > 0

@@ -11,13 +11,15 @@ from models.temporal import TIMES
 
 # Of the networks that answer questions; docs/EXPERIMENTS.md has what else was tried.
 WIDTH = 512
-HEADS = 8
+READERS = 2  # attention pooling over the tokens of a question, one query each (Lin et al. 2017)
+HEADS = 4  # of attention over the places, shared by the readers
 KEY_WIDTH = 32  # of a head
 VALUE_WIDTH = 64
 WHERE_WIDTH = 256
 COORDINATES = 5
 COORDINATE_SCALE = 3.0  # so that they weigh as much as a standardised feature of the question
 PLACES_DROPOUT = 0.4  # of input_dropout
+MASKED = -1e9  # the score of padding
 KNOWN = 2048  # questions kept to tell unlike ones from
 TEXT_HIDDEN = 1024  # of the residual text head
 
@@ -112,7 +114,7 @@ class QueryPredictor(nn.Module):
     captions: the Predictor of captions, None for a run without any.
     answers: the AnswerPredictor that reads the image, its places and the question.
     question_only: an AnswerPredictor that sees no image, the baseline for what the wording gives away.
-    known: (K, text_dim) unit rows of questions of the training set, KNOWN at most."""
+    known: (K, token_dim) unit rows of questions of the training set, KNOWN at most."""
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class QueryPredictor(nn.Module):
         input_dropout,
         members,
         places_dim,
+        token_dim,
         known=0,
         captions=True,
         text_head="none",
@@ -132,13 +135,13 @@ class QueryPredictor(nn.Module):
         sizes = dict(vision_dim=vision_dim, text_dim=text_dim, hidden_dim=hidden_dim, dropout=dropout)
         sizes |= dict(input_dropout=input_dropout, members=members)
         sizes |= dict(text_head=text_head, time=time)
-        self.config = sizes | dict(places_dim=places_dim, known=known, captions=captions)
+        self.config = sizes | dict(places_dim=places_dim, token_dim=token_dim, known=known, captions=captions)
         self.captions = Predictor(**sizes) if captions else None
         self.answers = AnswerPredictor(
-            text_dim, vision_dim, places_dim, dropout, input_dropout, members, time
+            token_dim, text_dim, vision_dim, places_dim, dropout, input_dropout, members, time
         )
-        self.question_only = AnswerPredictor(text_dim, dropout=dropout)
-        self.register_buffer("known", torch.zeros(known, text_dim))
+        self.question_only = AnswerPredictor(token_dim, text_dim, dropout=dropout)
+        self.register_buffer("known", torch.zeros(known, token_dim))
 
     def parts(self):
         """{kind of batch: the predictor that it trains}."""
@@ -148,7 +151,7 @@ class QueryPredictor(nn.Module):
     @property
     def mean(self):
         """The mean of the training images' features, (vision_dim,)."""
-        return self.answers.mean
+        return self.answers.image_mean
 
     def project_text(self, text):
         """As Predictor.project_text, for captions. Questions and answers stay in the text tower's space."""
@@ -156,16 +159,16 @@ class QueryPredictor(nn.Module):
 
     def standardise(self, image, places, questions):
         """Take means and deviations of the inputs from training features: image (N, vision_dim), places
-        (N, P, places_dim). Keep some of the questions (K, text_dim), to tell unlike ones from them."""
+        (N, P, places_dim), questions (K, T, token_dim). The mean-pooled questions are kept as `known`, to
+        tell unlike ones from them."""
         self.answers.standardise(questions, image, places)
         self.question_only.standardise(questions)
-        spread = torch.linspace(0, len(questions) - 1, len(self.known)).round().long()
-        self.known.copy_(questions[spread])
+        self.known.copy_(mean_pool(questions))
 
     def forward(self, image, places=None, question=None):
-        """(B, vision_dim) float -> (B, text_dim) unit rows: of the caption, or with questions (B, text_dim)
-        and places (B, P, places_dim) of the answer. ValueError without a question if it was trained without
-        captions."""
+        """(B, vision_dim) float -> (B, text_dim) unit rows: of the caption, or with questions
+        (B, T, token_dim) and places (B, P, places_dim) of the answer. ValueError without a question if it was
+        trained without captions."""
         if question is not None:
             return self.answers(question, image, places)
         if self.captions is None:
@@ -174,13 +177,14 @@ class QueryPredictor(nn.Module):
 
 
 class AnswerPredictor(nn.Module):
-    """Questions (B, text_dim), images (N, vision_dim) and places (N, P, places_dim) -> (B, text_dim) unit
-    rows, the mean of `members` networks. `image_of` (B,) is the image of each question; without it each has
-    its own. With `vision_dim` 0 it reads the question alone. `log_scale` is log(1 / temperature) of its loss,
-    `time` as in Predictor."""
+    """Questions (B, T, token_dim), images (N, vision_dim) and places (N, P, places_dim) -> (B, text_dim) unit
+    rows, the mean of `members` networks. A question is the states of its tokens, padded with zeros.
+    `image_of` (B,) is the image of each question; without it each has its own. With `vision_dim` 0 it reads
+    the question alone. `log_scale` is log(1 / temperature) of its loss, `time` as in Predictor."""
 
     def __init__(
         self,
+        token_dim,
         text_dim,
         vision_dim=0,
         places_dim=0,
@@ -193,50 +197,57 @@ class AnswerPredictor(nn.Module):
         self.reads_image = vision_dim > 0
         self.read = TIMES[time]
         vision_dim = self.read(torch.empty(0, vision_dim)).shape[1]
-        for name, dim in (("", vision_dim), ("places_", places_dim), ("question_", text_dim)):
-            self.register_buffer(f"{name}mean", torch.zeros(dim))
-            self.register_buffer(f"{name}std", torch.ones(dim))
+        dims = dict(image=vision_dim, places=places_dim, question=token_dim, token=token_dim)
+        for name, dim in dims.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(dim))
+            self.register_buffer(f"{name}_std", torch.ones(dim))
         if self.reads_image:
-            networks = [
-                Attention(text_dim, vision_dim, places_dim, dropout, input_dropout) for _ in range(members)
-            ]
+            sizes = (token_dim, text_dim, vision_dim, places_dim, dropout, input_dropout)
+            networks = [Attention(*sizes) for _ in range(members)]
         else:
-            networks = [Member(text_dim, WIDTH, text_dim, dropout, 0.0) for _ in range(members)]
+            networks = [Member(token_dim, WIDTH, text_dim, dropout, 0.0) for _ in range(members)]
         self.members = nn.ModuleList(networks)
         self.log_scale = nn.Parameter(torch.tensor(math.log(14.3)))
 
     @torch.no_grad()
     def standardise(self, questions, image=None, places=None):
-        """Take mean and deviation of each feature from the training set, of places from 1,024 images."""
-        _fit(self.question_mean, self.question_std, questions)
+        """Take mean and deviation of each feature from these inputs, of places from about 1,024 images."""
+        _fit(self.question_mean, self.question_std, mean_pool(questions))
+        _fit(self.token_mean, self.token_std, questions[token_mask(questions)])
         if self.reads_image:
             some = torch.arange(0, len(places), max(1, len(places) // 1024))
-            _fit(self.mean, self.std, self.read(image))
+            _fit(self.image_mean, self.image_std, self.read(image))
             _fit(self.places_mean, self.places_std, places[some].flatten(0, 1))
 
     def attention(self, question, places):
-        """(B, P) float32 that sums to 1: where the members look, the mean over their heads."""
+        """(B, P) float32 that sums to 1: where the members look, the mean over their readers and heads."""
         image_of = torch.arange(len(question), device=question.device)
-        question, places = self._scaled(question, places)
-        scores = [member.look(question, places, image_of)[0] for member in self.members]
-        return torch.stack(scores).softmax(3).mean((0, 2))
+        places = self._scaled("places", places)
+        tokens = self._tokens(question)
+        scores = [member.look(*tokens, places, image_of)[0] for member in self.members]
+        return torch.stack(scores).softmax(4).mean((0, 2, 3))
 
-    def _scaled(self, question, places):
-        """Standardised questions and places."""
-        question = (question - self.question_mean) / self.question_std
-        return question, (places - self.places_mean) / self.places_std
+    def _scaled(self, name, rows):
+        """Standardised rows of the input `name`."""
+        return (rows - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
+
+    def _tokens(self, question):
+        """(standardised tokens (B, T, token_dim), zeros in the padding; the mask of real tokens (B, T))."""
+        mask = token_mask(question)
+        return self._scaled("token", question) * mask[:, :, None], mask
 
     def each(self, question, image=None, places=None, image_of=None, rows=None, image_rows=None):
         """The prediction of each member, a list of (B, text_dim) unit rows. `rows` of the questions and
         `image_rows` of the images are as in Predictor.each."""
+        sentence = self._scaled("question", mean_pool(question))
         if self.reads_image:
             if image_of is None:
                 image_of = torch.arange(len(question), device=question.device)
-            question, places = self._scaled(question, places)
-            image = (self.read(image) - self.mean) / self.std
-            inputs = (question, image, places, image_of, rows, image_rows)
+            image = self._scaled("image", self.read(image))
+            places = self._scaled("places", places)
+            inputs = (*self._tokens(question), sentence, image, places, image_of, rows, image_rows)
         else:
-            inputs = ((question - self.question_mean) / self.question_std, rows)
+            inputs = (sentence, rows)
         return [F.normalize(member(*inputs), dim=-1) for member in self.members]
 
     def forward(self, question, image=None, places=None, image_of=None):
@@ -247,56 +258,73 @@ class AnswerPredictor(nn.Module):
 class Attention(nn.Module):
     """One network that reads a question and looks where it asks.
 
-    The question is the query of attention with `HEADS` heads over the places. An MLP reads what the heads
-    see, where they look, how well the best place fits, the image, the question, and their product.
+    Each of `READERS` readers pools the tokens of the question by attention, which picks a word. The word is
+    the query of attention with `HEADS` heads over the places. The readers share the heads: those that find
+    the dog of "Is there a dog?" find it in "Is the cat left of the dog?". An MLP reads what
+    the heads see, where they look, how well the best place fits, the image, the question, and their product.
 
     Where the heads look passes by the dropout of the rest, because few numbers tell the side of a thing. In
     training, `dropout` is also the share of questions that are answered without the image's row, so that
     attention is trained where that row would do, too (docs/EXPERIMENTS.md)."""
 
-    def __init__(self, text_dim, vision_dim, places_dim, dropout, input_dropout):
+    def __init__(self, token_dim, text_dim, vision_dim, places_dim, dropout, input_dropout):
         super().__init__()
         self.dropout = dropout
         self.input_dropout = input_dropout
         self.image = Linear(vision_dim, WIDTH)
-        self.question = Linear(text_dim, WIDTH)
-        self.query = Linear(text_dim, HEADS * KEY_WIDTH)
+        self.question = Linear(token_dim, WIDTH)
+        self.pick = nn.Linear(token_dim, READERS)
+        self.query = Linear(token_dim, HEADS * KEY_WIDTH)
         self.key = nn.Linear(places_dim + COORDINATES, HEADS * KEY_WIDTH)
         self.value = nn.Linear(places_dim + COORDINATES, HEADS * VALUE_WIDTH)
-        self.seen = Linear(HEADS * VALUE_WIDTH, WIDTH)
-        self.where = Linear(HEADS * (COORDINATES + 1) + text_dim, WHERE_WIDTH)
+        looks = HEADS * READERS
+        self.seen = Linear(looks * VALUE_WIDTH, WIDTH)
+        self.where = Linear(looks * (COORDINATES + 1) + token_dim, WHERE_WIDTH)
         self.up = Linear(4 * WIDTH + WHERE_WIDTH, 2 * WIDTH)
         self.down = Linear(2 * WIDTH, text_dim)
 
-    def forward(self, question, image, places, image_of, rows=None, image_rows=None):
-        """(B, text_dim), the answers before the norm."""
+    def forward(self, tokens, mask, sentence, image, places, image_of, rows=None, image_rows=None):
+        """(B, text_dim), the answers before the norm. Of the questions: `tokens` (B, T, token_dim), the
+        `mask` of real ones (B, T), and `sentence` (B, token_dim), their mean."""
 
         def drop(x, p, rows=rows):
             return dropout(x, p, self.training, rows)
 
         some = drop(places.flatten(1), PLACES_DROPOUT * self.input_dropout, image_rows).view_as(places)
-        scores, values = self.look(question, some, image_of)
-        weights = scores.softmax(2)
-        seen = (weights[:, :, None] @ values)[:, :, 0].flatten(1)  # (B, HEADS * VALUE_WIDTH)
+        scores, values = self.look(tokens, mask, some, image_of)
+        weights = scores.softmax(3)
+        seen = (weights @ values).flatten(1)  # (B, HEADS * READERS * VALUE_WIDTH)
         seen = F.gelu(self.seen(drop(seen, self.dropout / 2)))
-        where = COORDINATE_SCALE * (weights @ coordinates(places[:1])[0])  # (B, HEADS, COORDINATES)
-        fit = scores.logsumexp(2) - math.log(scores.shape[2])  # (B, HEADS)
-        where = F.gelu(self.where(torch.cat([where.flatten(1), fit, question], dim=1)))
+        where = COORDINATE_SCALE * (weights @ coordinates(places.new_empty(1, places.shape[1]))[0])
+        fit = scores.logsumexp(3) - math.log(scores.shape[3])  # (B, HEADS, READERS)
+        where = F.gelu(self.where(torch.cat([where.flatten(1), fit.flatten(1), sentence], dim=1)))
         image = F.gelu(self.image(drop(image, self.input_dropout, image_rows)))[image_of]
         image = image * (drop(torch.ones_like(image[:, :1]), self.dropout) > 0)
-        question = F.gelu(self.question(question))
+        question = F.gelu(self.question(sentence))
         x = drop(torch.cat([image, question, image * question, seen], dim=1), self.dropout)
         x = F.gelu(self.up(torch.cat([x, where], dim=1)))
         return self.down(drop(x, self.dropout))
 
-    def look(self, question, places, image_of):
-        """(scores (B, HEADS, P), whose softmax is the attention over the places; the values of the places
-        (B, HEADS, P, VALUE_WIDTH))."""
+    def look(self, tokens, mask, places, image_of):
+        """(scores (B, HEADS, READERS, P), whose softmax is the attention over the places; the values of the
+        places (B, HEADS, P, VALUE_WIDTH))."""
         places = torch.cat([places, coordinates(places)], dim=2)
         keys = self.key(places).unflatten(2, (HEADS, KEY_WIDTH)).permute(0, 2, 3, 1)
         values = F.gelu(self.value(places)).unflatten(2, (HEADS, VALUE_WIDTH)).transpose(1, 2)
-        query = self.query(question).view(-1, HEADS, 1, KEY_WIDTH)
-        return (query @ keys[image_of])[:, :, 0] / KEY_WIDTH**0.5, values[image_of]
+        picked = self.pick(tokens).masked_fill(~mask[:, :, None], MASKED).softmax(1)  # (B, T, READERS)
+        words = picked.transpose(1, 2) @ tokens  # (B, READERS, token_dim)
+        query = self.query(words.flatten(0, 1)).view(-1, READERS, HEADS, KEY_WIDTH).transpose(1, 2)
+        return query @ keys[image_of] / KEY_WIDTH**0.5, values[image_of]
+
+
+def token_mask(question):
+    """(B, T) bool: which rows of (B, T, token_dim) are tokens. The others are zeros, the padding."""
+    return (question != 0).any(2)
+
+
+def mean_pool(question):
+    """(B, T, token_dim) -> (B, token_dim) unit rows: the mean of the tokens, as MiniLM pools them."""
+    return F.normalize(question.sum(1), dim=1)
 
 
 def coordinates(places):

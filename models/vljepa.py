@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from models import hub, report, runs
 from models.dataset import FRAMES, VisionTextDataset, open_frames, read_questions, read_rows, upright_rgb
@@ -25,7 +26,7 @@ from models.distributed import choose_device
 from models.features import encode_ahead, encode_texts, frames_for
 from models.features.shards import open_shards
 from models.features.tars import expand
-from models.predictor import Predictor, QueryPredictor
+from models.predictor import Predictor, QueryPredictor, mean_pool
 from models.script import MOST_FRAMES
 from models.text import TEXT_ENCODERS, TextEncoder
 from models.vision import VISION_ENCODERS, VisionEncoder
@@ -121,8 +122,8 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @torch.no_grad()
     def predict(self, image_features, places=None, question=None):
         """Tower output (B, Dv), of videos also (B, F, Dv) if it `reads_order`, on any device -> (B, Dt)
-        float32 unit rows on the model's: what the images
-        mean, or with places (B, P, Dp) and questions (B, Dt) the answers."""
+        float32 unit rows on the model's: what the images mean, or with places (B, P, Dp) and the tokens of
+        questions (B, T, Dk) the answers."""
         inputs = (image_features, places, question)
         device = self.device
         return self.predictor(*(None if x is None else x.to(device) for x in inputs))
@@ -169,11 +170,11 @@ class VLJEPA(nn.Module, ModelHubMixin):
         self.check_answers()
         frames = frames or self.frames
         image, places = _features(self.vision, _as_list(images), frames, True, self.reads_order)
-        asked = self._plain_text(questions)  # (K, Dt)
-        answers = self._plain_text(list(candidates)) if candidates else self._answers
+        asked = self._tokens(questions)  # (K, T, Dk)
+        answers = self._answer_rows(list(candidates)) if candidates else self._answers
         b, k = len(image), len(asked)
         predicted = self.predict(
-            image.repeat_interleave(k, 0), places.repeat_interleave(k, 0), asked.repeat(b, 1)
+            image.repeat_interleave(k, 0), places.repeat_interleave(k, 0), asked.repeat(b, 1, 1)
         )
         return (predicted @ answers.to(predicted.device).T).view(b, k, -1)
 
@@ -182,7 +183,7 @@ class VLJEPA(nn.Module, ModelHubMixin):
         are a square grid, row by row, over what the image tower sees. Raises as `answer_scores` does."""
         self.check_answers()
         _, places = _features(self.vision, [image], self.frames, places=True)
-        asked = self._plain_text(questions).to(self.device)
+        asked = self._tokens(questions).to(self.device)
         with torch.no_grad():
             places = places.to(self.device).expand(len(asked), -1, -1)
             return self.predictor.answers.attention(asked, places).cpu()
@@ -196,15 +197,21 @@ class VLJEPA(nn.Module, ModelHubMixin):
     @cached_property
     def _answers(self):
         """(A, Dt): the embeddings of the answers it was trained on."""
-        return self._plain_text(list(self.config["answers"]))
+        return self._answer_rows(list(self.config["answers"]))
 
-    def _plain_text(self, texts):
-        """(K, Dt) unit rows of questions or answers, which pass by the text head."""
-        return self.text.encode([texts] if isinstance(texts, str) else texts)
+    def _answer_rows(self, answers):
+        """(A, Dt) unit rows of answers, which pass by the text head."""
+        return self.text.encode(answers)
+
+    def _tokens(self, questions):
+        """(K, T, Dk): the states of the tokens of questions, padded with zeros."""
+        states = self.text.encode_tokens([questions] if isinstance(questions, str) else questions)
+        nothing = torch.zeros(0, 1, self.predictor.config["token_dim"])
+        return pad_sequence(states, batch_first=True) if states else nothing
 
     def familiarity(self, questions):
         """(K,) float32: the cosine of each question with the nearest one that it was trained on."""
-        return (self._plain_text(questions).to(self.device) @ self.predictor.known.T).amax(1)
+        return (mean_pool(self._tokens(questions).to(self.device)) @ self.predictor.known.T).amax(1)
 
     def training_questions(self):
         """The rows of the questions file about the images it was trained on. ValueError when they are not
@@ -309,6 +316,10 @@ class VLJEPA(nn.Module, ModelHubMixin):
 def _predictor(weights, config, folder):
     """The Predictor of `weights`. ValueError when they do not fit the sizes in `config`."""
     sizes = config["predictor"]
+    if "places_dim" in sizes and "token_dim" not in sizes:
+        raise ValueError(
+            f"{folder}: trained before 2026-11-27, when questions were read in another way; train it again"
+        )
     try:
         if not 1 <= sizes["members"] <= len(weights):  # or a stranger's config builds modules without end
             raise ValueError(f"{sizes['members']} members")

@@ -139,6 +139,10 @@ class Letters:
         counts = [[1.0 + text.count(chr(i)) for i in range(97, 123)] for text in texts]
         return F.normalize(torch.tensor(counts), dim=-1)
 
+    def encode_tokens(self, texts):
+        """A token per word."""
+        return [self.encode(text.split()) for text in texts]
+
     def release(self):
         pass
 

@@ -259,10 +259,12 @@ def test_tars_train_the_model_of_their_csv_bit_for_bit(shapes, run, tmp_path, ca
 
 def test_reworded_questions_are_learned_beside_the_originals(shapes):
     assert reworded("What color is it?") != [] and "What color is it?" not in reworded("What color is it?")
-    questions = encode_questions(read_questions(shapes[0].csv), shapes[0].names, Letters().encode)
+    questions = encode_questions(read_questions(shapes[0].csv), shapes[0].names, Letters().encode_tokens)
     for text, own in zip(questions.texts, questions.wordings.tolist()):
-        expected = Letters().encode([text, *reworded(text)])
-        assert torch.equal(questions.rows[own[: len(expected)]], expected)
+        expected = Letters().encode_tokens([text, *reworded(text)])
+        for number, states in zip(own, expected):
+            (found,) = questions.tokens[torch.tensor([number])]
+            assert torch.equal(found, states.half().float())
         assert set(own[len(expected) :]) <= {own[0]}
 
 

@@ -11,7 +11,7 @@ is. Each batch is one transaction: a killed run keeps what it has encoded, and t
 file."""
 
 from .ahead import encode_ahead, frames_for
-from .archive import Encoded, Features, encode_archive, encode_files, encode_texts
+from .archive import Encoded, Features, encode_archive, encode_files, encode_texts, encode_tokens
 
 __all__ = [
     "Encoded",
@@ -20,5 +20,6 @@ __all__ = [
     "encode_archive",
     "encode_files",
     "encode_texts",
+    "encode_tokens",
     "frames_for",
 ]

@@ -14,7 +14,7 @@ from models.files import level, sha256, stamp
 from models.script import said
 
 from .ahead import encode_ahead, frames_for
-from .cache import batched, opened, row_key, to_tensor
+from .cache import batched, opened, row_key, to_arrays, to_tensor
 from .clips import fetch_rows, frame_keys, mean_rows, ordered_rows, places_key, unit
 from .places import Places, known_records, open_part, put_places
 from .questions import Questions, encode_questions
@@ -97,16 +97,13 @@ def encode_archive(
         digests = [file.digest for file in files]
         more = _views(store, files, vision, views, options) if views else None
 
-        def encode(texts):
-            return _text_rows(store, texts, text, quiet)
-
+        asked = dataset.question_rows
+        encode = partial(_token_states, store, text=text, quiet=quiet)
         return Features(
             (ordered_rows if in_order else mean_rows)(store, vision, digests, blobs, frames),
-            encode(dataset.captions),
+            _text_rows(store, dataset.captions, text, quiet),
             torch.tensor(dataset.image_of, dtype=torch.int64),
-            encode_questions(dataset.question_rows, dataset.image_names, encode)
-            if dataset.question_rows
-            else None,
+            encode_questions(asked, dataset.image_names, encode) if asked else None,
             _places(store, vision, digests, blobs, frames) if places else None,
             more,
         )
@@ -137,6 +134,12 @@ def encode_texts(texts, text, cache=".cache/features.sqlite", quiet=False):
     """(len(texts), Dt) float32 unit rows, equal to those `encode_archive` gives and from the same cache."""
     with opened(cache) as store:
         return _text_rows(store, texts, text, quiet)
+
+
+def encode_tokens(texts, text, cache=".cache/features.sqlite", quiet=False):
+    """A list of (T, Dk) float16 arrays, the states of the tokens of each text, from the same cache."""
+    with opened(cache) as store:
+        return _token_states(store, texts, text, quiet)
 
 
 def encode_files(
@@ -311,16 +314,28 @@ def _text_rows(store, texts, text, quiet):
     """(len(texts), Dt) unit rows."""
     if not texts:
         return torch.empty(0, text.dim)
-    keys = [row_key(text, one.encode()) for one in texts]
+    blobs = _text_blobs(store, texts, text, "pooled", text.encode, store.put, quiet)
+    return unit(to_tensor(blobs, store.path))
+
+
+def _token_states(store, texts, text, quiet):
+    """A list of (T, Dk) arrays of float16, one per text."""
+    return to_arrays(_text_blobs(store, texts, text, "tokens", text.encode_tokens, store.put_tokens, quiet))
+
+
+def _text_blobs(store, texts, text, kind, encode, put, quiet):
+    """What the cache holds for each text. What it lacks is encoded and put there."""
+    keys = [row_key(text, one.encode(), kind=kind) for one in texts]
     blobs = store.fetch(keys)
     missing = {key: one for key, one in zip(keys, texts) if key not in blobs}
     # Texts of similar length need little padding.
     by_length = sorted(missing.items(), key=lambda item: len(item[1]), reverse=True)
-    with _bar(len(missing), f"captions, {text.name}", quiet) as bar:
+    what = "captions" if kind == "pooled" else "questions"
+    with _bar(len(missing), f"{what}, {text.name}", quiet) as bar:
         for batch in batched(by_length, 512):
-            blobs |= store.put([key for key, _ in batch], text.encode([one for _, one in batch]))
+            blobs |= put([key for key, _ in batch], encode([one for _, one in batch]))
             bar.update(len(batch))
-    return unit(to_tensor([blobs[key] for key in keys], store.path))
+    return [blobs[key] for key in keys]
 
 
 def _bar(total, title, quiet):

@@ -17,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.files import YOUNG, sha256
 
 log = logging.getLogger(__name__)
-KINDS = ("pooled", "places")
+COUNT = struct.Struct("<H")  # of the tokens in a blob
+KINDS = ("pooled", "places", "tokens")
 SCHEMA = (
     "CREATE TABLE rows (key BLOB PRIMARY KEY, row BLOB, crc INTEGER)",
     "CREATE TABLE files (path TEXT PRIMARY KEY, stat TEXT, digest BLOB)",
@@ -46,6 +48,20 @@ def to_tensor(blobs, where):
         if torch.isfinite(rows).all():
             return rows.float()
     raise ValueError(f"feature cache {where}: rows that no tower gives ({sorted(widths)} bytes); delete it")
+
+
+def to_arrays(blobs):
+    """A list of (T, D) float16 arrays that share the memory of blobs of `put_tokens`."""
+    counts = [COUNT.unpack_from(blob)[0] for blob in blobs]
+    return [np.frombuffer(blob, np.float16, offset=2).reshape(n, -1) for n, blob in zip(counts, blobs)]
+
+
+def _float16(rows):
+    """A tensor as an array of float16. ValueError for numbers that are not finite in it."""
+    rows = rows.half().cpu()
+    if not torch.isfinite(rows).all():
+        raise ValueError("the tower gave non-finite features, in float16; its weights may be damaged")
+    return rows.numpy()
 
 
 @contextmanager
@@ -126,9 +142,14 @@ class FeatureCache:
     def put(self, keys, rows):
         """Store rows (B, D) as float16 in one transaction; return {key: blob}. ValueError for rows that are
         not finite."""
-        if not torch.isfinite(rows).all():
-            raise ValueError("the tower gave non-finite features; its weights may be damaged")
-        blobs = {key: row.tobytes() for key, row in zip(keys, rows.half().cpu().numpy())}
+        return self._put({key: row.tobytes() for key, row in zip(keys, _float16(rows))})
+
+    def put_tokens(self, keys, states):
+        """The same of a list of B (T, D). Their number T is before them, in two bytes."""
+        pairs = zip(keys, map(_float16, states))
+        return self._put({key: COUNT.pack(len(rows)) + rows.tobytes() for key, rows in pairs})
+
+    def _put(self, blobs):
         with self.db:
             self.write(list(blobs), blobs.values())
         return blobs

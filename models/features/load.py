@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models import distributed
 from models.dataset import VisionTextDataset, read_questions, read_rows, split_by_image
 
-from .archive import Features, encode_archive, encode_texts
+from .archive import Features, encode_archive, encode_texts, encode_tokens
 from .places import Places
 from .questions import Questions, encode_questions
 from .rows import Rows
@@ -166,7 +166,7 @@ def _load_shards(args, vision, text, process):
     if with_questions:
         if not shards.questions:
             raise ValueError(f"{args.shards}: no questions in it; --recipe answer trains on questions")
-        encode = partial(encode_texts, text=text, cache=args.cache, quiet=args.quiet)
+        encode = partial(encode_tokens, text=text, cache=args.cache, quiet=args.quiet)
         questions = encode_questions(shards.questions, range(len(shards.image)), encode)
     features = Features(shards.image, shards.text, shards.image_of, questions, shards.places)
     return features, shards.names(), shards.digest, []

@@ -1,18 +1,20 @@
 """Questions about images, and the bank of answers to choose from.
 
-    questions = encode_questions(rows, names, encode)   # Questions: Q pairs of an image and a question
-    bank = questions.bank()                             # {answer: number of rows}, most frequent first
-    answer_of, share = questions.right(bank)            # (Q, W) each: the right answers of each pair
-    mirror, has_mirror = questions.mirrored(bank)       # (A,), (Q,): the answers about mirrored images
+    questions = encode_questions(rows, names, text.encode_tokens)   # Questions: Q pairs of image and question
+    bank = questions.bank()                              # {answer: number of rows}, most frequent first
+    answer_of, share = questions.right(bank)             # (Q, W) each: the right answers of each pair
+    mirror, has_mirror = questions.mirrored(bank)        # (A,), (Q,): the answers about mirrored images
 
 Several rows with one image and one question are one pair with several right answers.
 """
 
 import re
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
 import torch
 
 from models.dataset import reworded
@@ -20,14 +22,41 @@ from models.dataset import reworded
 SWAPPED = dict(left="right", right="left")
 
 
+class Tokens:
+    """The states of the tokens of K texts, to read like a tensor: `tokens[index]`, int64 (B,), is
+    (B, T, Dk) float32, where T is the length of the longest of these texts; shorter ones end in zeros."""
+
+    def __init__(self, states):
+        """`states` is a list of K arrays or tensors (T, Dk), kept as float16."""
+        joined = np.concatenate(states)  # those of all texts, one after another
+        self.states = torch.from_numpy(joined.astype(np.float16, copy=False))
+        ends = torch.tensor([len(own) for own in states]).cumsum(0)
+        self.first = torch.cat([ends.new_zeros(1), ends])  # (K + 1,)
+
+    def __getitem__(self, index):
+        first = self.first[index]
+        length = self.first[index + 1] - first
+        longest = int(length.max()) if len(length) else 1
+        place = torch.arange(longest, device=first.device)  # (T,)
+        mask = place < length[:, None]  # (B, T)
+        rows = (first[:, None] + place).clamp_max(len(self.states) - 1)
+        return self.states[rows].float() * mask[:, :, None]
+
+    def to(self, device):
+        """The same on `device`."""
+        moved = copy(self)
+        moved.states, moved.first = self.states.to(device), self.first.to(device)
+        return moved
+
+
 @dataclass
 class Questions:
     """Q pairs of an image and a question."""
 
     image_of: torch.Tensor  # (Q,) int64, the image of each pair
-    question_of: torch.Tensor  # (Q,) int64, its question, a row of `rows`
-    rows: torch.Tensor  # (K + others, Dt) float32 unit rows: the distinct questions, then other wordings
-    wordings: torch.Tensor  # (K, W) int64, rows of each question: its own, then of its other wordings
+    question_of: torch.Tensor  # (Q,) int64, its question, a number in `tokens`
+    tokens: Tokens  # of the K distinct questions, then of other wordings
+    wordings: torch.Tensor  # (K, W) int64, numbers in `tokens`: each question's own, then other wordings
     texts: list  # the K questions
     answers: list  # of each pair {answer: how many rows say so}
     types: list  # of each pair, "" where the file has none
@@ -49,7 +78,7 @@ class Questions:
 
     def to(self, device):
         """The same with its tensors on `device`."""
-        names = ("image_of", "question_of", "rows", "wordings")
+        names = ("image_of", "question_of", "tokens", "wordings")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def bank(self):
@@ -98,9 +127,9 @@ def swap_sides(text):
     return re.sub(r"\b(left|right)\b", lambda found: SWAPPED[found[0].lower()], text, flags=re.IGNORECASE)
 
 
-def encode_questions(rows, image_names, encode):
-    """The Questions of a list of Row about the images `image_names`. `encode` maps a list of texts to unit
-    rows (len, Dt)."""
+def encode_questions(rows, image_names, encode_tokens):
+    """The Questions of a list of Row about the images `image_names`. `encode_tokens` maps a list of texts to
+    the states of their tokens, a list of (T, Dk)."""
     number = {name: i for i, name in enumerate(image_names)}
     answers, types = {}, {}
     for row in rows:
@@ -115,7 +144,7 @@ def encode_questions(rows, image_names, encode):
     return Questions(
         torch.tensor([image for image, _ in answers]),
         torch.tensor([place[question] for _, question in answers]),
-        encode(list(place)),
+        Tokens(encode_tokens(list(place))),
         torch.tensor([own + own[:1] * (width - len(own)) for own in wordings]),
         texts,
         list(answers.values()),

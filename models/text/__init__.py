@@ -1,7 +1,8 @@
-"""Frozen text towers: texts in, unit rows out.
+"""Frozen text towers: texts in, unit rows out, or the states of their tokens.
 
     text = TextEncoder("cpu")                            # all-MiniLM-L6-v2
     text.encode(["a dog runs", "NA"])                    # (2, 384) float32, norm 1
+    text.encode_tokens(["a dog runs"])                   # a list of one (5, 384) float32
 
 Making the object finds the model folder and hashes it; the network is built at the first encode.
 """
@@ -17,7 +18,7 @@ from models import hub
 from models.files import sha256, why_passed_over
 
 from .minilm import MiniLM
-from .sentence import load_sentence_transformer
+from .sentence import SentenceTower
 
 # Towers that run from their weights alone. Any other name goes through sentence-transformers.
 TEXT_ENCODERS = {
@@ -64,10 +65,11 @@ class TextEncoder:
 
     @cached_property
     def network(self):
-        """The frozen network in eval mode: a function from M texts to rows (M, dim)."""
+        """The frozen network in eval mode: a function from M texts to rows (M, dim), with a
+        method `tokens`."""
         if self.spec:
             return MiniLM(self.path, self.spec["tokens"], self.device)
-        return load_sentence_transformer(self.path, self.device)
+        return SentenceTower(self.path, self.device)
 
     @cached_property
     def dim(self):
@@ -80,21 +82,37 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, texts):
         """M texts -> (M, dim) float32 unit rows on the tower's device. [] gives (0, dim)."""
-        if isinstance(texts, str):
-            raise TypeError(f"texts must be a list of str, found the single str {texts!r}")
-        texts = list(texts)
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"texts must be str, found {text!r} ({type(text).__name__})")
+        texts = _checked(texts)
         if not texts:
             return torch.empty(0, self.dim, device=self.device)
-        try:
-            "".join(texts).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise ValueError(f"a text holds half a character, {half!r}: it was not UTF-8") from None
         with torch.autocast(self.device.type, enabled=False):
             return F.normalize(self.network(texts).float(), dim=-1)  # (M, dim)
+
+    @torch.no_grad()
+    def encode_tokens(self, texts):
+        """M texts -> a list of M (T, Dk) float32 on the tower's device: the states of the tokens of each,
+        with those that the tower adds at the ends. ValueError for a tower without token states."""
+        texts = _checked(texts)
+        if not texts:
+            return []
+        with torch.autocast(self.device.type, enabled=False):
+            return [states.float() for states in self.network.tokens(texts)]
+
+
+def _checked(texts):
+    """The list of `texts`. TypeError and ValueError for what is no text."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts must be a list of str, found the single str {texts!r}")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"texts must be str, found {text!r} ({type(text).__name__})")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"a text holds half a character, {half!r}: it was not UTF-8") from None
+    return texts
 
 
 def _find(name, spec, download):

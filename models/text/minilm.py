@@ -37,17 +37,30 @@ class MiniLM(nn.Module):
             self.layers.append(Layer(weights))
 
     def forward(self, texts):
+        rows = self.words.new_empty(len(texts), self.words.shape[1])
+        for batch, states in self._states(texts):
+            rows[batch] = torch.cat([group.mean(1) for group in states])
+        return rows
+
+    def tokens(self, texts):
+        """M texts -> a list of M (T, Dt): the states of the tokens of each."""
+        found = [None] * len(texts)
+        for batch, states in self._states(texts):
+            for i, state in zip(batch, chain.from_iterable(states)):
+                found[i] = state.clone()
+        return found
+
+    def _states(self, texts):
+        """Yield (indices of texts, their states as in `states`), the shortest texts first."""
         ids = []
         for start in range(0, len(texts), 4096):
             ids += [found.ids for found in self.tokenizer.encode_batch(texts[start : start + 4096])]
-        rows = self.words.new_empty(len(ids), self.words.shape[1])
         for batch in _batches(ids):
-            rows[batch] = self.rows([ids[i] for i in batch])
-        return rows
+            yield batch, self.states([ids[i] for i in batch])
 
-    def rows(self, ids):
-        """Lists of token numbers, sorted by length -> (len(ids), Dt). Products take the tokens of all texts
-        at once, attention those of one length."""
+    def states(self, ids):
+        """Lists of token numbers, sorted by length -> for each length the states of its texts (n, T, Dt).
+        Products take the tokens of all texts at once, attention those of one length."""
         groups = []  # (first row, number of texts, tokens of each)
         count = 0
         for length, texts in groupby(map(len, ids)):
@@ -61,8 +74,7 @@ class MiniLM(nn.Module):
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, groups)
-        means = [x[start : start + n * t].view(n, t, -1).mean(1) for start, n, t in groups]
-        return torch.cat(means)  # (len(ids), Dt)
+        return [x[start : start + n * t].view(n, t, -1) for start, n, t in groups]
 
 
 class Layer(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from models import hub
 
 from .clip import FILES, PACKAGED, Clip
-from .efficientnet import LITE2, EfficientNetTower
+from .efficientnet import LITE0, LITE2, EfficientNetTower
 from .hf_tower import HuggingFaceTower
 from .joined import Joined
 from .open_clip_tower import open_clip_tower
@@ -32,6 +32,8 @@ VISION_ENCODERS = {
     "efficientnet-lite2": partial(EfficientNetTower, model=LITE2),
     "efficientnet-lite0-stages": partial(EfficientNetTower, stages=True),
     "efficientnet-lite2-stages": partial(EfficientNetTower, model=LITE2, stages=True),
+    "efficientnet-lite0-stages-320": partial(EfficientNetTower, model=LITE0 | dict(size=320), stages=True),
+    "efficientnet-lite2-stages-352": partial(EfficientNetTower, model=LITE2 | dict(size=352), stages=True),
     "efficientnet-lite0-layout": partial(EfficientNetTower, layout=True),
     "efficientnet-lite2-layout": partial(EfficientNetTower, model=LITE2, layout=True),
 }

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from models import answering
 from models.dataset import Row, VisionTextDataset, read_questions
-from models.features import encode_archive
+from models.features import encode_archive, encode_tokens
 from models.features.cache import opened
 from models.features.places import path_of
-from models.features.questions import encode_questions
+from models.features.questions import Tokens, encode_questions
 from models.losses import answer_bank
 from models.predictor import Predictor, QueryPredictor, coordinates, mirror
 from tests.conftest import Letters, Pixels, make_archive, write_csv
@@ -76,7 +76,9 @@ def test_questions_are_pairs_with_counted_answers(asked, tmp_path):
         questions.texts == ["What is it?", "Is it red?"] and questions.types == ["what"] * 2 + ["color"] * 2
     )
     assert questions.image_of.tolist() == [0, 1, 1, 2] and questions.question_of.tolist() == [0, 0, 1, 1]
-    assert torch.allclose(questions.rows, Letters().encode(questions.texts), atol=1e-3)
+    states = questions.tokens[torch.arange(2)]
+    assert states.shape == (2, 3, 26)  # three words each
+    assert torch.allclose(states[1], Letters().encode(["Is", "it", "red?"]), atol=1e-3)
     bank = questions.bank()
     assert bank == {"a disc": 3, "a circle": 1, "no": 1, "yes": 1}
     answer_of, share = questions.right(bank)
@@ -127,6 +129,16 @@ def test_damaged_places_are_encoded_again_and_the_others_kept(asked, tmp_path, c
     assert path.name in caplog.text and path.stat().st_size % size == 0
 
 
+def test_tokens_are_encoded_once_and_then_cached(tmp_path):
+    letters = Letters()
+    texts = ["What is it?", "Is it red?", "What is it?"]
+    found = encode_tokens(texts, letters, tmp_path / "f.sqlite", quiet=True)
+    assert [len(states) for states in found] == [3, 3, 3] and letters.seen == 6  # words of two texts
+    again = encode_tokens(texts, letters, tmp_path / "f.sqlite", quiet=True)
+    assert letters.seen == 6
+    assert all((one == other).all() for one, other in zip(found, again))
+
+
 def test_places_need_a_cache_on_disk(asked):
     with pytest.raises(ValueError, match="--cache"):
         encode(asked, None)
@@ -135,13 +147,15 @@ def test_places_need_a_cache_on_disk(asked):
 @pytest.fixture
 def query():
     torch.manual_seed(0)
-    return QueryPredictor(24, 26, 16, 0.0, 0.0, 2, places_dim=3, known=2).eval()
+    return QueryPredictor(24, 26, 16, 0.0, 0.0, 2, places_dim=3, token_dim=26, known=2).eval()
 
 
 def inputs(count=5):
     generator = torch.Generator().manual_seed(1)
-    shapes = ((count, 24), (count, 4, 3), (count, 26))
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+    shapes = ((count, 24), (count, 4, 3), (count, 6, 26))
+    image, places, question = [torch.randn(shape, generator=generator) for shape in shapes]
+    question[1::2, 4:] = 0  # shorter ones
+    return image, places, question
 
 
 def test_query_predictor_without_a_question_is_the_predictor_of_captions(query):
@@ -152,7 +166,7 @@ def test_query_predictor_without_a_question_is_the_predictor_of_captions(query):
     answers = query(image, places, question)
     assert answers.shape == (5, 26) and (answers.norm(dim=1) - 1).abs().max() < 1e-6
     with pytest.raises(ValueError, match="--csv"):
-        QueryPredictor(24, 26, 16, 0.0, 0.0, 1, places_dim=3, captions=False)(image)
+        QueryPredictor(24, 26, 16, 0.0, 0.0, 1, places_dim=3, token_dim=26, captions=False)(image)
 
 
 def test_answers_depend_on_image_places_their_order_and_question(query):
@@ -165,8 +179,30 @@ def test_answers_depend_on_image_places_their_order_and_question(query):
     assert torch.equal(query.question_only(question), query.question_only(question))
 
 
+def test_answers_depend_on_the_words_and_not_on_the_padding(query):
+    """The mean of the tokens is the same, so only the readers can tell."""
+    image, places, question = inputs()
+    longer = torch.cat([question, torch.zeros(5, 3, 26)], dim=1)
+    answers = query(image, places, question)
+    assert (query(image, places, longer) - answers).abs().max() < 1e-6
+    other = question.clone()
+    other[:, 0] += 1
+    other[:, 1] -= 1
+    assert (other.sum(1) - question.sum(1)).abs().max() < 1e-5
+    assert (query(image, places, other) - answers).abs().max() > 1e-4
+
+
+def test_tokens_read_like_a_padded_tensor():
+    states = [torch.randn(length, 4).half().float() for length in (3, 1, 5)]
+    found = Tokens(states)[torch.tensor([1, 0, 1])]
+    assert found.shape == (3, 3, 4) and found.dtype == torch.float32
+    assert torch.equal(found[1], states[0])
+    assert torch.equal(found[0, 0], states[1][0]) and found[0, 1:].abs().max() == 0
+    assert Tokens(states)[torch.empty(0, dtype=torch.int64)].shape == (0, 1, 4)
+
+
 def test_members_have_under_five_million_parameters():
-    query = QueryPredictor(1960, 384, 2048, 0.5, 0.5, 1, places_dim=680)
+    query = QueryPredictor(1960, 384, 2048, 0.5, 0.5, 1, places_dim=680, token_dim=384)
     assert sum(p.numel() for p in query.answers.parameters()) < 5e6
 
 
@@ -174,7 +210,7 @@ def test_each_predicts_the_rows_of_a_share():
     """Dropout of a share of a batch is that of the whole batch, where questions share images too."""
     image, places, question = inputs(6)
     image_of = torch.tensor([0, 0, 1, 1, 1, 2])
-    answers = QueryPredictor(24, 26, 16, 0.5, 0.5, 2, places_dim=3).answers
+    answers = QueryPredictor(24, 26, 16, 0.5, 0.5, 2, places_dim=3, token_dim=26).answers
     torch.manual_seed(3)
     whole = answers.each(question, image[:3], places[:3], image_of)
     for rows, own in ((slice(0, 3), slice(0, 2)), (slice(3, 6), slice(1, 3))):
@@ -183,6 +219,16 @@ def test_each_predicts_the_rows_of_a_share():
         part = answers.each(*inputs_of_share, rows=(rows.start, 6), image_rows=(own.start, 3))
         for member, found in zip(whole, part):
             assert (member[rows] - found).abs().max() < 1e-5
+
+
+def test_each_takes_the_empty_share_of_a_process():
+    """The last batch of an epoch may have fewer pairs than there are processes."""
+    answers = QueryPredictor(24, 26, 16, 0.5, 0.5, 1, places_dim=3, token_dim=26).answers
+    image, places, question = inputs()
+    image_of = torch.empty(0, dtype=torch.int64)
+    (found,) = answers.each(question[:0, :1], image[:0], places[:0], image_of, rows=(5, 5), image_rows=(3, 3))
+    assert found.shape == (0, 26)
+    found.sum().backward()
 
 
 def test_questions_that_share_an_image_are_answered_as_if_each_had_its_own(query):
@@ -211,7 +257,7 @@ MIRRORED = [  # question, answer, the answer about the mirrored image
 
 def test_answers_about_the_mirrored_image_swap_left_and_right():
     rows = [Row(f"{i}.jpg", question, answer, i) for i, (question, answer, _) in enumerate(MIRRORED)]
-    questions = encode_questions(rows, [row.image_name for row in rows], Letters().encode)
+    questions = encode_questions(rows, [row.image_name for row in rows], Letters().encode_tokens)
     bank = list(questions.bank())
     swapped, has_mirror = questions.mirrored(bank)
     assert has_mirror.tolist() == [other is not None for *_, other in MIRRORED]
@@ -272,7 +318,7 @@ def test_choose_equals_the_naive_loop(asked, tmp_path, query):
     questions = features.questions
     for i, found in enumerate(chosen):
         image = questions.image_of[i : i + 1]
-        question = questions.rows[questions.question_of[i]][None]
+        question = questions.tokens[questions.question_of[i : i + 1]]
         with torch.no_grad():
             predicted = query(features.image[image], features.places[image], question)
         cosines = (predicted @ answer.T)[0]

@@ -53,7 +53,7 @@ def test_packed_questions_and_places_equal_those_of_the_csv(asked, tmp_path, cap
     shards = encode(tmp_path / "t-{0..1}.tar", tmp_path / "f", tower)
     cache = tmp_path / "f.sqlite"
     features = encode_archive(dataset, tower, Letters(), cache, quiet=True, places=True)
-    found = encode_questions(shards.questions, range(4), Letters().encode)
+    found = encode_questions(shards.questions, range(4), Letters().encode_tokens)
     for name in ("image_of", "question_of", "wordings", "texts", "answers", "types"):
         a, b = getattr(found, name), getattr(features.questions, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

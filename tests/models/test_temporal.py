@@ -57,8 +57,8 @@ def test_prediction_does_not_depend_on_the_batch():
 
 def test_answers_read_the_change_too():
     torch.manual_seed(0)
-    predictor = QueryPredictor(10, 6, 8, 0.0, 0.0, 1, places_dim=4, known=2, time="change").eval()
-    rows, places, question = frames(), torch.randn(5, 9, 4), F.normalize(torch.randn(5, 6), dim=1)
+    predictor = QueryPredictor(10, 6, 8, 0.0, 0.0, 1, 4, token_dim=7, known=5, time="change").eval()
+    rows, places, question = frames(), torch.randn(5, 9, 4), torch.randn(5, 3, 7)
     predictor.standardise(rows, places, question)
     answers = predictor(rows, places, question)
     assert answers.shape == (5, 6) and not torch.allclose(answers, predictor(rows.flip(1), places, question))

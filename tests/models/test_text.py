@@ -1,11 +1,13 @@
 """The text tower: against plain sentence-transformers, and against texts, folders and names that are not what
 they seem."""
 
+import json
 import shutil
 import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.text import TEXT_ENCODERS, TextEncoder
 
@@ -39,6 +41,15 @@ def test_encode_equals_plain_sentence_transformers(minilm, rows):
         [plain.encode(text, convert_to_tensor=True, normalize_embeddings=True).cpu() for text in TEXTS]
     )
     assert (rows - reference).abs().max() < 1e-5
+
+
+def test_tokens_are_the_states_that_a_row_is_the_mean_of(minilm, rows):
+    states = minilm.encode_tokens(TEXTS)
+    means = torch.stack([tokens.mean(0) for tokens in states])
+    assert (F.normalize(means, dim=1) - rows).abs().max() < 1e-6
+    assert len(states[3]) == 4 and states[3].dtype == torch.float32  # two dogs, and a token at either end
+    assert minilm.encode_tokens([]) == []
+    assert len(minilm.encode_tokens(["dog " * 300])[0]) == 256
 
 
 def test_encode_knows_what_sentences_mean(minilm):
@@ -95,6 +106,8 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
     assert (tower.sha256, tower.key) == (minilm.sha256, minilm.key)
     assert type(tower.network) is not type(minilm.network) and tower.dim == minilm.dim
     assert (tower.encode(TEXTS) - rows).abs().max() < 1e-6
+    for own, other in zip(tower.encode_tokens(TEXTS), minilm.encode_tokens(TEXTS)):
+        assert own.shape == other.shape and (own - other).abs().max() < 1e-5
     for left in (".DS_Store", "1_Pooling/._config.json", ".git/FETCH_HEAD", "Thumbs.db"):
         (copy / left).parent.mkdir(exist_ok=True)
         (copy / left).write_text("left by Finder, Git or Explorer")
@@ -103,6 +116,33 @@ def test_local_folder_gives_the_same_rows_and_key(minilm, rows, tmp_path):
     tokenizer.write_text(tokenizer.read_text() + "\n")
     # Settings count: other embeddings must not be taken from the cache.
     assert TextEncoder("cpu", str(copy)).key != minilm.key
+
+
+def test_tokens_leave_out_the_padding_wherever_it_stands(minilm, tmp_path):
+    copy = tmp_path / "left"
+    shutil.copytree(minilm.path, copy)
+    config = copy / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict(padding_side="left")))
+    tower = TextEncoder("cpu", str(copy))
+    long, short = tower.encode_tokens(["a dog that runs on the beach", "two dogs"])
+    assert len(short) == 4 and len(long) == 9
+    (alone,) = tower.encode_tokens(["two dogs"])
+    assert alone.shape == short.shape
+
+
+def test_tower_without_a_transformer_has_no_tokens(minilm, tmp_path):
+    """A static model, such as potion, looks its words up and pools them at once."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm.path / "tokenizer.json"))
+    static = StaticEmbedding(tokenizer, embedding_dim=8)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+    tower = TextEncoder("cpu", str(tmp_path / "static"))
+    assert tower.encode(["two dogs"]).shape == (1, 8)
+    with pytest.raises(ValueError, match="static: .* transformer"):
+        tower.encode_tokens(["two dogs"])
 
 
 def test_folder_without_weights_is_refused(tmp_path):

@@ -389,3 +389,16 @@ def test_family_of_the_docs_works_as_written(tmp_path, monkeypatch):
     torch.testing.assert_close(tower.encode(pixels), expected, rtol=1e-4, atol=1e-5)
     again = VisionEncoder("cpu", tower.public_name, path=tower.path)
     assert again.key == tower.key
+
+
+def test_same_network_at_a_larger_size_joins_with_itself():
+    names = ("efficientnet-lite0-stages", "efficientnet-lite0-stages-320")
+    small, large = (VisionEncoder("cpu", name) for name in names)
+    assert large.sha256 == small.sha256 and large.key != small.key and large.dim == small.dim
+    both = VisionEncoder("cpu", "+".join(names))
+    photo = picture(0, (500, 375))
+    rows = [tower.encode(tower.preprocess(photo)[None])[0] for tower in (small, large)]
+    assert both.dim == 2 * small.dim and large.pixels_shape == (3, 320, 320)
+    assert 0.5 < rows[0] @ rows[1] < 0.99
+    joined = both.encode(both.preprocess(photo)[None])[0]
+    assert (joined - torch.cat(rows) / 2**0.5).abs().max() < 1e-5
