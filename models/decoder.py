@@ -6,9 +6,9 @@
     Decoder.load("runs/default/decoder").write(model.encode_image("photo.jpg"))   # ["a dog on the beach"]
 
 This is the Y-decoder of VL-JEPA (Chen et al., arXiv 2512.10942), trained as in DeCap (Li et al., ICLR 2023).
-It never reads an embedding itself but its projection onto the embeddings of the training captions, where
-predicted and true embeddings look alike. In training, noise is added first (as in CapDec, Nukrai et al.,
-EMNLP 2022)."""
+It reads the projection of an embedding onto the embeddings of the training captions, where predicted and
+true embeddings look alike. The embedding itself is only used to choose among the beams. In training, noise
+is added first (as in CapDec, Nukrai et al., EMNLP 2022)."""
 
 import json
 import math
@@ -27,6 +27,7 @@ FILES = ("model.safetensors", "tokenizer.json")
 END = 0  # the token that ends a caption
 IGNORED = -100  # the target of padding
 LONGEST = 64  # tokens; a longer caption is cut
+LIKELIHOOD = 0.3  # of a beam, beside its cosine (docs/EXPERIMENTS.md)
 MIXED = 256  # captions in the noise of a step
 NEEDED = set("text_sha256 vocab width layers heads dropout longest temperature noise sha256".split())
 
@@ -168,25 +169,37 @@ class Decoder(nn.Module):
         return self.config["noise"] * torch.rand(count, 1, device=device) * mixture
 
     @torch.no_grad()
-    def write(self, embeddings, beams=3):
-        """B captions for (B, Dt) embeddings, predicted or true: for each, the best of a beam search. Raises
+    def write(self, embeddings, beams=10, encode=None):
+        """B captions for (B, Dt) embeddings, predicted or true: for each, the best of a beam search. With
+        `encode`, a function from M texts to their embeddings (M, Dt), the beam with the highest sum of its
+        cosine with the given embedding and LIKELIHOOD times its mean log-likelihood per token. Raises
         ValueError for embeddings of another shape."""
         if embeddings.dim() != 2 or embeddings.shape[1] != self.memory.shape[1]:
             raise ValueError(
                 f"embeddings of shape {tuple(embeddings.shape)}; give (B, {self.memory.shape[1]})"
             )
         self.eval()
+        kept = beams if encode else 1
         captions = []
         for rows in embeddings.to(self.memory.device, torch.float32).split(64):
             prefix = self.prefix(self.project(rows))[:, None]  # (B, 1, W)
-            tokens = self.network.generate(
+            found = self.network.generate(
                 inputs_embeds=prefix,
                 attention_mask=prefix.new_ones(prefix.shape[:2], dtype=torch.long),
                 num_beams=beams,
+                num_return_sequences=kept,
                 do_sample=False,
                 max_new_tokens=self.config["longest"],
+                return_dict_in_generate=True,
+                output_scores=True,
             )
-            captions += [caption.strip() for caption in self.tokenizer.decode_batch(tokens.tolist())]
+            texts = [text.strip() for text in self.tokenizer.decode_batch(found.sequences.tolist())]
+            if kept > 1:
+                offered = encode(texts).to(rows.device).view(len(rows), kept, -1)  # (B, K, Dt)
+                cosines = torch.einsum("bd,bkd->bk", F.normalize(rows, dim=1), offered)
+                scores = cosines + LIKELIHOOD * found.sequences_scores.view(len(rows), kept)
+                texts = [texts[i * kept + best] for i, best in enumerate(scores.argmax(1).tolist())]
+            captions += texts
         return captions
 
     def save(self, folder):

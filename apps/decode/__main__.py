@@ -79,7 +79,12 @@ def parse(argv):
     add_follow_links(s)
     add(s, "--seed", 0, "of the random captions and the bootstrap")
     for command in (c, s):
-        add(command, "--beams", 3, "of the decoder's beam search")
+        add(
+            command,
+            "--beams",
+            10,
+            "of the search, ranked by likelihood and by nearness to the prediction",
+        )
     return p.parse_args(argv)
 
 
@@ -165,7 +170,7 @@ def caption(args, model):
         read += len(batch)
         if not batch:
             continue
-        written = decoder.write(predicted, args.beams) if decoder else [None] * len(batch)
+        written = decoder.write(predicted, args.beams, model.encode_text) if decoder else [None] * len(batch)
         agreed = consensus(predicted, memory)
         scores, found = (predicted @ memory.T).topk(min(max(args.nearest, 5), len(memory)))  # (B, K)
         for i, file in enumerate(batch):
@@ -251,7 +256,7 @@ def score(args, model):
     }
     began = time.perf_counter()
     if decoder:
-        texts[DECODER] = decoder.write(predicted, args.beams)
+        texts[DECODER] = decoder.write(predicted, args.beams, model.encode_text)
     seconds = time.perf_counter() - began
     results = {name: counts(written, references) for name, written in texts.items()}
     several = [texts for texts in references if len(texts) > 1]

@@ -46,7 +46,7 @@ def look(loaded, frames, labels, least):
         captions = loaded.nearest(row)
     except ValueError as error:  # of a shared model, which has no captions
         captions = [(str(error), 0.0)]
-    sentence = loaded.decoder.write(row[None].cpu())[0] if loaded.decoder else ""
+    sentence = loaded.decoder.write(row[None].cpu(), encode=model.encode_text)[0] if loaded.decoder else ""
     return Seen(ranked(labels, scores, least), captions, sentence)
 
 

@@ -72,7 +72,7 @@ def _nearest(texts, text, rows):
 
 
 def _decoded(decoder, model, rows):
-    texts = decoder.write(rows)
+    texts = decoder.write(rows, encode=model.encode_text)
     scores = (rows * model.encode_text(texts).cpu()).sum(1)  # (S,)
     return list(zip(scores.tolist(), texts))
 

@@ -550,7 +550,7 @@ def test_watch_writes_with_the_decoder_or_names_the_missing_one(ask, world, mode
     out = ask("watch", CARPHONE, *flags)
     rows = model.encode_image([image for _, image in read_frames(CARPHONE, every(0.5))])
     clip = F.normalize(rows.mean(0, keepdim=True), dim=-1)
-    (words,) = decoder.write(clip)
+    (words,) = decoder.write(clip, encode=model.encode_text)
     assert f"words: written by {tmp_path / 'decoder'}" in out and words in out
     assert float(out.splitlines()[1][20:26]) == pytest.approx(
         (clip @ model.encode_text(words).T).item(), abs=2e-3

@@ -96,6 +96,22 @@ def test_write_gives_each_row_what_it_gives_it_alone(decoder, embeddings):
     assert together[:5] == [decoder.write(row[None])[0] for row in embeddings[:5]]
 
 
+def test_write_weighs_the_cosine_of_each_beam(decoder, embeddings, minilm):
+    rows = F.normalize(embeddings[::5] + embeddings[::5].flip(0), dim=1)
+    likeliest = decoder.write(rows, beams=4)
+    chosen = decoder.write(rows, beams=4, encode=minilm.encode)
+    cosines = [(minilm.encode(texts) * rows).sum(1) for texts in (likeliest, chosen)]
+    assert (cosines[1] >= cosines[0] - 1e-5).all() and cosines[1].mean() > cosines[0].mean() + 1e-3
+
+    offered = []
+
+    def third(texts):
+        offered.extend(texts)
+        return torch.stack([9 * rows[0] if i == 2 else -rows[0] for i in range(len(texts))])
+
+    assert decoder.write(rows[:1], 4, third) == [offered[2]] and len(offered) == 4
+
+
 def test_loss_is_the_naive_sum_without_padding():
     made = small().eval()
     rows, tokens = made.memory[:2], [[5, 9, 7, 0], [6, 0]]
