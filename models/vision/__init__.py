@@ -33,7 +33,7 @@ VISION_ENCODERS = {
     "efficientnet-lite0-stages": partial(EfficientNetTower, stages=True),
     "efficientnet-lite2-stages": partial(EfficientNetTower, model=LITE2, stages=True),
     "efficientnet-lite0-stages-320": partial(EfficientNetTower, model=LITE0 | dict(size=320), stages=True),
-    "efficientnet-lite2-stages-352": partial(EfficientNetTower, model=LITE2 | dict(size=352), stages=True),
+    "efficientnet-lite2-stages-448": partial(EfficientNetTower, model=LITE2 | dict(size=448), stages=True),
     "efficientnet-lite0-layout": partial(EfficientNetTower, layout=True),
     "efficientnet-lite2-layout": partial(EfficientNetTower, model=LITE2, layout=True),
 }
