@@ -87,7 +87,7 @@ def flags():
     add("--resume", action=switch, default=False, help="continue the run in RUN with its own recipe")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     add("--workers", type=int, default=os.cpu_count(), help="threads that decode images (default: all cores)")
-    add("--encode-batch", type=int, default=32, help="images a tower encodes at once (default %(default)s)")
+    add("--encode-batch", type=int, default=32, help="images encoded at once (default %(default)s)")
     add("--bf16", action=switch, default=False, help="the predictor's products in bfloat16")
     add("--compile", action=switch, default=False, help="torch.compile the predictor")
     add_quiet(group)

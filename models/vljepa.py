@@ -321,7 +321,7 @@ def _predictor(weights, config, folder):
             f"{folder}: trained before 2026-11-27, when questions were read in another way; train it again"
         )
     try:
-        if not 1 <= sizes["members"] <= len(weights):  # or a stranger's config builds modules without end
+        if not 1 <= sizes["members"] <= len(weights):  # or an untrusted config builds modules without end
             raise ValueError(f"{sizes['members']} members")
         kind = QueryPredictor if "places_dim" in sizes else Predictor
         with torch.device("meta"):  # no random parameters that are then thrown away

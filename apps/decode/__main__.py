@@ -79,12 +79,7 @@ def parse(argv):
     add_follow_links(s)
     add(s, "--seed", 0, "of the random captions and the bootstrap")
     for command in (c, s):
-        add(
-            command,
-            "--beams",
-            10,
-            "of the search, ranked by likelihood and by nearness to the prediction",
-        )
+        add(command, "--beams", 10, "captions of the beam search, of which one is chosen")
     return p.parse_args(argv)
 
 

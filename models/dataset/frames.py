@@ -20,7 +20,7 @@ from .video import UNDECODABLE, UNREADABLE, Report, intervals, length
 
 FRAMES = 8  # of a video, unless --frames says otherwise
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # image formats that hold animations; Pillow reads them
-# Browsers and FFmpeg show a frame of 10 ms or less for 100 ms: it stands for "as fast as you can".
+# Browsers and FFmpeg show a frame of 10 ms or less for 100 ms: it means "as fast as you can".
 SHORTEST, INSTEAD = 0.010, 0.100
 
 

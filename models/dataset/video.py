@@ -72,7 +72,7 @@ def intervals(file, name, report, skip_bad=False):
     function without arguments that gives it as an RGB PIL image.
 
     `file` is a binary file object, so that FFmpeg never takes its name for an address or a pattern; it may be
-    a pipe, and None stands for the camera `name`. `report` is filled in. Raises ValueError for what is no
+    a pipe, and with None the camera `name` is read. `report` is filled in. Raises ValueError for what is no
     video, is damaged or ends early; with `skip_bad` the damaged frames are left out and counted instead."""
     if file is not None and not file.seekable():
         file = Pipe(file)

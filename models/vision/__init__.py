@@ -49,7 +49,7 @@ def VisionEncoder(device="cpu", name="clip-vit-b-16", path=None, download=True):
 
     `name` is a key of VISION_ENCODERS, `open_clip:MODEL/PRETRAINED`, `timm:NAME`, `timm:NAME@FILE`,
     `hf:NAME`, or several of these joined with `+`. `path` is a local weights file (hf: a folder) to take in
-    place of the one that the name stands for. With `download=False` nothing is fetched. Finds and hashes the
+    place of the one that the name implies. With `download=False` nothing is fetched. Finds and hashes the
     weights; the network is built on first use.
 
     Raises ValueError for an unknown name and for other weights than the name promises, and FileNotFoundError

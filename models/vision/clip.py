@@ -88,6 +88,7 @@ class Clip(Tower):
         )
 
     def encode_text(self, captions):
+        """M captions -> (M, dim) unit rows of CLIP's own text tower, see Tower.encode_text."""
         import open_clip
 
         model, _ = open_clip.create_model_from_pretrained(self.model, str(self.path), device=self.device)
@@ -234,6 +235,7 @@ class Block(nn.Module):
         self.down = onednn.Linear(**down, rows=rows, dtype=dtype)
 
     def forward(self, x):
+        """(B, T, D) -> (B, T, D)."""
         b, t, d = x.shape
         q, k, v = (
             self.qkv(self.norm_1(x))

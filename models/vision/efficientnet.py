@@ -63,6 +63,7 @@ class EfficientNetTower(Tower):
         return EfficientNet(read_weights(self.path), self.stages, self.layout)
 
     def explain(self, pixels, mean):
+        """As Tower.explain; maps are scaled as `encode` scales their means."""
         if self.layout:
             return super().explain(pixels, mean)  # its row is not a mean over places
         with torch.no_grad():

@@ -69,6 +69,7 @@ class Joined(Tower):
         return max(lefts), max(tops), min(rights), min(bottoms)
 
     def encode(self, images, places=False):
+        """As Tower.encode, of pixels as `preprocess` joins them."""
         found = [part.encode(x, places) for part, x in zip(self.parts, self.split(images))]
         if not places:
             return self.join(found)

@@ -49,7 +49,7 @@ def preprocessing(spec):
 
 def clip_pixels(prepare, count, frames):
     """(count, 3, S, S) float32 of a list of n frames, spread evenly over `count`: input i is frame i * n //
-    count. A single image stands for a clip of it, without copies in memory. `prepare` maps a frame to (3, S,
+    count. A single image is repeated, without copies in memory. `prepare` maps a frame to (3, S,
     S). ValueError for an empty list."""
     frames = frames if isinstance(frames, list) else [frames]
     if not frames:

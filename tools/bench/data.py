@@ -73,8 +73,8 @@ def cached_clip():
 
 
 def feature_shards(folder, images, captions, per_shard=4_000):
-    """Write feature shards of random unit rows, `captions` per image, and return the pattern of the
-    tars that they stand for. All shards are alike, since speed does not depend on the numbers."""
+    """Write feature shards of random unit rows, `captions` per image, and return the pattern of
+    the tars that they were made from. All shards are alike, since speed does not depend on the numbers."""
     import torch
     from torch.nn.functional import normalize
 

@@ -122,7 +122,7 @@ def skin_tone(rng):
 
 
 def background(index, seed, rng):
-    """The Scene of an image before anything stands in it."""
+    """The Scene of an image without the things that are placed in it."""
     # The remainder moves by less than 1013 from one index to the next, so names grow with the index.
     name = f"{10002456 + 1013 * index + 379 * index * index % 1009}.jpg"
     if index % HANGING_EVERY == 0:

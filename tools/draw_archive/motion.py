@@ -111,7 +111,7 @@ def pair(index, seed=0):
 
 
 def _alike(name, other):
-    """Whether two names stand for the same, or for things that may be taken for each other."""
+    """Whether two names mean the same thing, or things that are easily confused."""
     return name == other or any({name, other} <= group for group in ALIKE)
 
 

@@ -43,7 +43,7 @@ def hills(pen, rng, y, height, color, steps=7):
 
 
 def tree(pen, rng, x, y, tall):
-    """A fir or a leafy tree whose trunk stands at (x, y)."""
+    """A fir or a leafy tree with the foot of its trunk at (x, y)."""
     green, trunk = near(rng, (58, 120, 62), 24), near(rng, (110, 78, 50))
     pen.rect(x - tall * 0.06, y - tall * 0.4, x + tall * 0.06, y, trunk)
     for i in range(3):

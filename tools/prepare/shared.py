@@ -50,6 +50,7 @@ def locator(images, notes, any_ending=False):
 
     @cache
     def locate(name):
+        """(the name in the folder, None), or (the name, why its rows are dropped)."""
         why = "not in the image folder"
         try:
             if os.path.isfile(image_path(images, name, follow_links=True)):
